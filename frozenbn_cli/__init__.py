@@ -1,0 +1,50 @@
+"""Freeze the BatchNorm2d layers of PyTorch model files, and prove that nothing else changed.
+
+The public names are loaded on first use, so that importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frozenbn_cli.conversion import ConversionResult as ConversionResult
+    from frozenbn_cli.conversion import ConvertOptions as ConvertOptions
+    from frozenbn_cli.conversion import convert_checkpoint as convert_checkpoint
+    from frozenbn_cli.errors import FrozenBNError as FrozenBNError
+    from frozenbn_cli.loading import load_frozen as load_frozen
+    from frozenbn_cli.modules import convert_bn_to_frozen as convert_bn_to_frozen
+    from frozenbn_cli.modules import convert_frozen_to_bn as convert_frozen_to_bn
+    from frozenbn_cli.modules import survey_batch_norms as survey_batch_norms
+    from frozenbn_cli.nn import FrozenBatchNorm2d as FrozenBatchNorm2d
+    from frozenbn_cli.nn import frozen_batch_norm as frozen_batch_norm
+    from frozenbn_cli.selection import Selection as Selection
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConversionResult": "conversion",
+    "ConvertOptions": "conversion",
+    "FrozenBNError": "errors",
+    "FrozenBatchNorm2d": "nn",
+    "Selection": "selection",
+    "convert_bn_to_frozen": "modules",
+    "convert_checkpoint": "conversion",
+    "convert_frozen_to_bn": "modules",
+    "frozen_batch_norm": "nn",
+    "load_frozen": "loading",
+    "survey_batch_norms": "modules",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604  # The names are strings.
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

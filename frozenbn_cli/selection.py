@@ -1,0 +1,63 @@
+"""Choosing layers by name with shell-style patterns (``backbone.*``, ``layer?.*.bn1``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from frozenbn_cli.errors import UsageError
+
+__all__ = ["Selection"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Patterns that decide which layers are frozen.
+
+    Attributes:
+        include: A layer must match one of these; empty selects every layer.
+        exclude: A layer that matches one of these is left alone, also if it is included.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Selection:
+        """Return a selection from one pattern or several."""
+        return cls(_patterns(include), _patterns(exclude))
+
+    def reason_left_out(self, names: Iterable[str]) -> str | None:
+        """Return why the layer that goes by ``names`` is not selected, or None if it is."""
+        names = tuple(names)
+        for pattern in self.exclude:
+            if _matches(pattern, names):
+                return f"excluded by {pattern!r}"
+        if self.include and not any(_matches(pattern, names) for pattern in self.include):
+            return "not included by " + " or ".join(repr(pattern) for pattern in self.include)
+        return None
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise if a pattern matches none of the BatchNorm layers' ``names``.
+
+        Raises:
+            UsageError: A pattern has no effect; most likely it is misspelt.
+        """
+        names = tuple(names)
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not _matches(pattern, names):
+                    known = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                    raise UsageError(
+                        f"{option} pattern {pattern!r} matches no BatchNorm layer",
+                        advice=f"The layers are named {known}." if names else "",
+                    )
+
+
+def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _matches(pattern: str, names: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
