@@ -1,0 +1,224 @@
+"""FrozenBatchNorm2d, the layer. Its import path is stored in model files and never changes."""
+
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["FrozenBatchNorm2d", "FrozenBatchNormAct2d", "frozen_batch_norm"]
+
+
+class _InputGradientOnly(torch.autograd.Function):
+    """BatchNorm's eval kernel, with a backward that needs per-channel tensors alone.
+
+    The kernel's own backward saves its whole input, for gradients of weight and bias that a
+    frozen layer has no use for.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, _, running_var, weight, _, eps = inputs
+        ctx.save_for_backward(running_var, weight)
+        ctx.save_for_forward(running_var, weight)
+        ctx.eps = eps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _scaled(gradients[0], ctx), None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _scaled(tangents[0], ctx)
+
+
+def _scaled(gradient: Tensor, ctx: Any) -> Tensor:
+    running_var, weight = ctx.saved_tensors
+    # The kernel computes in float32 also where the buffers are narrower.
+    variance = running_var.to(torch.promote_types(running_var.dtype, torch.float32))
+    scale = torch.rsqrt(variance + ctx.eps)
+    if weight is not None:
+        scale = scale * weight
+    return (gradient * scale.view(1, -1, 1, 1)).to(gradient.dtype)
+
+
+def _eager_batch_norm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    affine_is_trained = (weight is not None and weight.requires_grad) or (
+        bias is not None and bias.requires_grad
+    )
+    if (
+        torch.is_grad_enabled()
+        and input.requires_grad
+        and not affine_is_trained
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.compiler.is_compiling()
+    ):
+        output: Tensor = _InputGradientOnly.apply(
+            input, running_mean, running_var, weight, bias, eps
+        )
+        return output
+    return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+
+
+# torch.jit.script reads these annotations and knows Optional alone.
+@torch.fx.wrap
+def frozen_batch_norm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Optional[Tensor] = None,  # noqa: UP045
+    bias: Optional[Tensor] = None,  # noqa: UP045
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise ``input`` with fixed statistics, bit for bit as `torch.nn.BatchNorm2d` in eval.
+
+    y[n, c, h, w] = (x[n, c, h, w] - running_mean[c]) / sqrt(running_var[c] + eps)
+                    * weight[c] + bias[c]
+
+    Only per-channel tensors are saved for backward, unless ``weight`` or ``bias`` needs a gradient.
+
+    Args:
+        input: Shape (N, C, H, W); N, H and W may be 0.
+        running_mean: Shape (C,), of the input's dtype, or float32 for a narrower input.
+        running_var: Shape (C,), as ``running_mean``.
+        weight: gamma, shape (C,), or None for 1.
+        bias: beta, shape (C,), or None for 0.
+        eps: Added to the variance.
+
+    Returns:
+        Shape (N, C, H, W), dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: ``input`` does not have 4 dimensions.
+    """
+    if input.dim() != 4:
+        raise ValueError(
+            f"expected 4 dimensions (N, C, H, W), found {input.dim()} in an input of shape "
+            f"{list(input.shape)}"
+        )
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        output = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    else:
+        output = _eager_batch_norm(input, running_mean, running_var, weight, bias, eps)
+    return output
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm2d that always uses its running statistics, in ``train()`` as in ``eval()``.
+
+    Statistics and affine are buffers: nothing updates them, no optimiser sees them. The output
+    equals that of `torch.nn.BatchNorm2d` in eval to the last bit, with gradients and without.
+    ``load_state_dict`` takes the state of a BatchNorm2d, and of the FrozenBatchNorm2d of
+    torchvision, timm and detectron2; a ``num_batches_tracked`` is dropped.
+
+    Args:
+        num_features: C, the number of channels of an input of shape (N, C, H, W).
+        eps: Added to the variance. Must be that of the BatchNorm2d the state comes from.
+        affine: Whether there are ``weight`` and ``bias``.
+        device: Where the buffers are made.
+        dtype: The buffers' dtype.
+
+    A new layer is the identity up to eps: mean 0, variance 1, weight 1, bias 0, each of shape (C,).
+    """
+
+    __constants__ = ("affine", "eps", "num_features")
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Optional[Tensor]  # noqa: UP045
+    bias: Optional[Tensor]  # noqa: UP045
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.affine = affine
+
+        def filled(value: float) -> Tensor:
+            return torch.full((num_features,), value, device=device, dtype=dtype)
+
+        dtype = dtype or torch.get_default_dtype()
+        self.register_buffer("weight", filled(1.0) if affine else None)
+        self.register_buffer("bias", filled(0.0) if affine else None)
+        self.register_buffer("running_mean", filled(0.0))
+        self.register_buffer("running_var", filled(1.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised ``input``, both of shape (N, C, H, W)."""
+        return frozen_batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows between the brackets."""
+        return f"{self.num_features}, eps={self.eps}" + ("" if self.affine else ", affine=False")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """FrozenBatchNorm2d followed by dropout and activation, in place of timm's BatchNormAct2d.
+
+    Args:
+        num_features: As for `FrozenBatchNorm2d`.
+        eps: As for `FrozenBatchNorm2d`.
+        affine: As for `FrozenBatchNorm2d`.
+        drop: Applied to the normalised input; None for nothing.
+        act: Applied last; None for nothing.
+        device: Where the buffers are made.
+        dtype: The buffers' dtype.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        affine: bool = True,
+        drop: nn.Module | None = None,
+        act: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine=affine, device=device, dtype=dtype)
+        self.drop = nn.Identity() if drop is None else drop
+        self.act = nn.Identity() if act is None else act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised and activated ``input``, both of shape (N, C, H, W)."""
+        normalised = frozen_batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+        )
+        output: Tensor = self.act(self.drop(normalised))
+        return output
