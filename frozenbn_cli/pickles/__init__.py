@@ -1,0 +1,1 @@
+"""Pickles as inert values: read and written without resolving a single global."""
