@@ -1,0 +1,117 @@
+"""An output file that is complete or not there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from frozenbn_cli.errors import OutputError, UsageError
+
+__all__ = ["AtomicOutput"]
+
+
+class AtomicOutput:
+    """A temporary file beside its target, which it becomes on `commit` and not before.
+
+    Leaving the ``with`` block without a commit, by an exception or not, removes the file.
+
+    Args:
+        target: Where the output belongs. Its folder must exist.
+        replace: Whether a file that is there already may be replaced.
+
+    Raises:
+        UsageError: The target exists and may not be replaced.
+        OutputError: The target cannot be written.
+    """
+
+    def __init__(self, target: Path, *, replace: bool = False) -> None:
+        self.target = target
+        self._replace = replace
+        self.path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+        self.file: BinaryIO
+
+    def __enter__(self) -> AtomicOutput:
+        self.check_target()
+        with _as_output_error(self.target):
+            self.file = self.path.open("x+b")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(OSError):
+            self.file.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def check_target(self) -> None:
+        """Raise if the target cannot be written, before any work is done."""
+        if self.target.is_dir():
+            raise OutputError("is a folder, not a file", where=(str(self.target),))
+        if not self.target.parent.is_dir():
+            raise OutputError(
+                "cannot be written: its folder does not exist", where=(str(self.target),)
+            )
+        if not self._replace and os.path.lexists(self.target):
+            raise _exists(self.target)
+
+    @contextmanager
+    def writing(self) -> Iterator[BinaryIO]:
+        """Give the file; what the operating system refuses becomes an `OutputError`."""
+        with _as_output_error(self.target):
+            yield self.file
+            self.file.flush()
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name, in one step."""
+        with _as_output_error(self.target):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            if self._replace:
+                self.path.replace(self.target)
+            else:
+                self._take_free_name()
+            _sync_folder(self.target.parent)
+
+    def _take_free_name(self) -> None:
+        # A link, unlike a rename, fails where the name was taken in the meantime.
+        try:
+            os.link(self.path, self.target)
+        except FileExistsError:
+            raise _exists(self.target) from None
+        except OSError:
+            # This file system has no hard links.
+            if os.path.lexists(self.target):
+                raise _exists(self.target) from None
+            self.path.replace(self.target)
+
+
+def _exists(target: Path) -> UsageError:
+    return UsageError("exists already", where=(str(target),), advice="Pass --force to replace it.")
+
+
+@contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot be written ({reason})", where=(str(target),)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # Not every system opens folders.
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

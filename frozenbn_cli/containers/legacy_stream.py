@@ -1,0 +1,108 @@
+"""Reads the stream that `torch.save` wrote before version 1.6, and still writes on request.
+
+Five pickles (magic number, protocol, system, object, storage keys), then each storage in the
+keys' order: 8 bytes of element count, and the elements. See ``torch.serialization._legacy_save``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+from frozenbn_cli.containers.source import ByteSource, FileExtent, stream
+from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
+from frozenbn_cli.pickles.reader import Pickle, read_pickle
+from frozenbn_cli.pickles.values import Value, describe
+
+__all__ = ["LegacyStream", "has_legacy_magic"]
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+# PROTO n, LONG1 of 10 bytes: how the magic number is pickled in every protocol from 2 on.
+_MAGIC_PICKLE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
+
+
+def has_legacy_magic(head: bytes) -> bool:
+    """Return whether a file that begins with ``head`` is a legacy stream."""
+    return head[:1] == b"\x80" and _MAGIC_PICKLE in head[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyStream:
+    """A legacy stream, read up to its storages.
+
+    Attributes:
+        pickle: The object that was saved, inert.
+        storages: The bytes of each storage, by its key.
+    """
+
+    pickle: Pickle
+    storages: dict[str, FileExtent]
+
+    @classmethod
+    def read(
+        cls, source: ByteSource, element_sizes: Callable[[Pickle], dict[str, int]]
+    ) -> LegacyStream:
+        """Read the stream in ``source``.
+
+        Args:
+            source: The file.
+            element_sizes: Finds the bytes per element of each storage, by key, in the object.
+
+        Raises:
+            DamagedFileError: The bytes contradict the format; says where.
+        """
+        file = stream(FileExtent(source, 0, source.size_bytes))
+        _read(file, "magic number", _MAGIC)
+        _read(file, "protocol", _PROTOCOL)
+        system = _read(file, "system description")
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
+        with located("object"):
+            pickle = read_pickle(file)
+        keys = _read(file, "storage keys")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise DamagedFileError(
+                "storage keys", expected="a list of strings", found=describe(keys)
+            )
+        with located("storages"):
+            storages = _locate(source, file.tell(), keys, element_sizes(pickle))
+        return cls(pickle, storages)
+
+
+def _read(file: IO[bytes], name: str, expected: int | None = None) -> Value:
+    with located(name):
+        value = read_pickle(file).value
+        if expected is not None and value != expected:
+            raise DamagedFileError(expected=describe(expected), found=describe(value))
+    return value
+
+
+def _locate(
+    source: ByteSource, start: int, keys: list[str], element_sizes: dict[str, int]
+) -> dict[str, FileExtent]:
+    storages: dict[str, FileExtent] = {}
+    for key in keys:
+        if key in storages:
+            raise DamagedFileError(f"storage {key!a} is listed twice")
+        if key not in element_sizes:
+            raise DamagedFileError(f"storage {key!a} is not used by the object")
+        (count,) = struct.unpack("<q", source.read(start, 8))
+        size_bytes = count * element_sizes[key]
+        if count < 0 or start + 8 + size_bytes > source.size_bytes:
+            raise DamagedFileError(
+                where=(f"byte {start:,}", f"storage {key}"),
+                expected=f"{count:,} elements of {element_sizes[key]} bytes",
+                found=f"the end of the file at byte {source.size_bytes:,}",
+                advice="The file may be truncated; compare its size with the original's.",
+            )
+        storages[key] = FileExtent(source, start + 8, size_bytes)
+        start += 8 + size_bytes
+    if start != source.size_bytes:
+        raise DamagedFileError(
+            expected=f"the end of the file at byte {start:,}",
+            found=f"{source.size_bytes - start:,} bytes more",
+        )
+    return storages

@@ -1,0 +1,163 @@
+"""A file that is read in pieces, never as a whole, and runs of bytes in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from frozenbn_cli.errors import DamagedFileError, InputError
+
+__all__ = ["CHUNK_BYTES", "ByteSource", "Extent", "FileExtent", "chunks", "stream"]
+
+CHUNK_BYTES = 1 << 20
+
+
+class ByteSource:
+    """A file opened for reading, from several threads if need be.
+
+    Attributes:
+        path: As the user gave it.
+        size_bytes: When it was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = path.open("rb", buffering=0)
+            self.size_bytes = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"cannot be read ({reason})") from error
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start``.
+
+        Raises:
+            DamagedFileError: The file ends before.
+            InputError: The operating system cannot read the file.
+        """
+        if start < 0 or count < 0 or start + count > self.size_bytes:
+            raise DamagedFileError(
+                where=(f"byte {start:,}",),
+                expected=f"{count:,} bytes",
+                found=f"the end of the file at byte {self.size_bytes:,}",
+                advice="The file may be truncated; compare its size with the original's.",
+            )
+        parts, missing = [], count
+        try:
+            with self._lock:
+                self._file.seek(start)
+                while missing and (part := self._file.read(missing)):
+                    parts.append(part)
+                    missing -= len(part)
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})") from error
+        if missing:
+            raise DamagedFileError(
+                "the file became shorter while it was read", where=(f"byte {start:,}",)
+            )
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Extent(Protocol):
+    """A run of bytes that is read on demand."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes."""
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start``, counted from the run's beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileExtent:
+    """A run of bytes as it lies in a file.
+
+    Attributes:
+        source: The file.
+        start: Offset of the first byte in the file.
+        size_bytes: The number of bytes.
+    """
+
+    source: ByteSource
+    start: int
+    size_bytes: int
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start``, counted from the run's beginning."""
+        if start < 0 or start + count > self.size_bytes:
+            raise DamagedFileError(
+                where=(f"byte {self.start + start:,}",),
+                expected=f"{count:,} bytes",
+                found=f"{max(self.size_bytes - start, 0):,}",
+            )
+        return self.source.read(self.start + start, count)
+
+
+def chunks(extent: Extent, start: int = 0, count: int | None = None) -> Iterator[bytes]:
+    """Yield ``count`` bytes of ``extent`` from ``start`` in pieces of at most `CHUNK_BYTES`."""
+    end = extent.size_bytes if count is None else start + count
+    for position in range(start, end, CHUNK_BYTES):
+        yield extent.read(position, min(CHUNK_BYTES, end - position))
+
+
+def stream(extent: Extent, start: int = 0) -> io.BufferedReader:
+    """Return a buffered file over ``extent`` from ``start``; positions count from its beginning.
+
+    Its ``read`` and ``readline`` return no more than there is, so a lying length allocates nothing.
+    """
+    raw = _RawExtent(extent)
+    raw.seek(start)
+    return _BoundedReader(raw, CHUNK_BYTES // 16)
+
+
+class _RawExtent(io.RawIOBase):
+    def __init__(self, extent: Extent) -> None:
+        self._extent = extent
+        self._position = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._extent.size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = {0: 0, 1: self._position, 2: self._extent.size_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        count = min(len(buffer), max(self._extent.size_bytes - self._position, 0))
+        if count:
+            buffer[:count] = self._extent.read(self._position, count)
+            self._position += count
+        return count
+
+
+class _BoundedReader(io.BufferedReader):
+    raw: _RawExtent
+    _MAX_LINE_BYTES = 4096
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        left = max(self.raw.size_bytes - self.tell(), 0)
+        return super().read(left if count is None or count < 0 else min(count, left))
+
+    def readline(self, count: int | None = -1, /) -> bytes:
+        bound = self._MAX_LINE_BYTES
+        return super().readline(bound if count is None or count < 0 else min(count, bound))

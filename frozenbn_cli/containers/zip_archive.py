@@ -1,0 +1,303 @@
+"""Reads ZIP archives strictly: what the directory says is checked before a record is read.
+
+Follows `APPNOTE.TXT 6.3.10 <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>`_; the
+section numbers below are its own. PyTorch stores records uncompressed and aligned to 64 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, chunks
+from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
+
+__all__ = ["Record", "ZipArchive", "check_crc32"]
+
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED = 0x2041  # Flag bits 0, 6 and 13 (4.4.4).
+_MAX_RECORDS = 200_000
+_MAX_DIRECTORY_BYTES = 64 << 20
+_MAX_INFLATION = 1032  # Deflate cannot do more (zlib's technical notes).
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A named run of bytes in an archive, as the central directory describes it.
+
+    Attributes:
+        name: With forward slashes.
+        method: 0 stored, 8 deflated.
+        crc32: Of the uncompressed bytes; 0 also stands for *not computed*.
+        stored_bytes: The size in the archive.
+        size_bytes: The size uncompressed.
+        header_start: Offset of the local header in the file.
+    """
+
+    name: str
+    method: int
+    crc32: int
+    stored_bytes: int
+    size_bytes: int
+    header_start: int
+
+
+class ZipArchive:
+    """The records of a ZIP archive, in the directory's order.
+
+    Raises:
+        DamagedFileError: The directory contradicts the file or itself.
+        UnsupportedFileError: The archive is encrypted, split or compressed in an unknown way.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        directory_start, directory, count = _read_directory(source)
+        self.records: dict[str, Record] = {}
+        position = 0
+        for _ in range(count):
+            with located(f"ZIP directory, byte {directory_start + position:,}"):
+                record, position = _parse_entry(directory, position)
+                if record.name in self.records:
+                    raise DamagedFileError(f"two records named {record.name!a}")
+                self.records[record.name] = record
+        if position != len(directory):
+            raise DamagedFileError(
+                "ZIP directory",
+                expected=f"{count:,} records in {len(directory):,} bytes",
+                found=f"{position:,} bytes",
+            )
+        self._check_places(directory_start)
+
+    def _check_places(self, directory_start: int) -> None:
+        end, previous = 0, ""
+        for record in sorted(self.records.values(), key=lambda record: record.header_start):
+            if record.header_start < end:
+                raise DamagedFileError(f"records {previous!a} and {record.name!a} overlap")
+            end = record.header_start + _LOCAL.size + len(record.name) + record.stored_bytes
+            previous = record.name
+        if end > directory_start:
+            raise DamagedFileError(f"record {previous!a} reaches into the directory")
+
+    def extent(self, name: str) -> Extent:
+        """Return the bytes of a record, to be read on demand.
+
+        Raises:
+            DamagedFileError: There is no such record, or its local header contradicts the
+                directory.
+        """
+        record = self.records.get(name)
+        if record is None:
+            raise DamagedFileError(f"record {name!a} is missing from the archive")
+        with located(f"record {name}"):
+            start = _data_start(self.source, record)
+            stored = FileExtent(self.source, start, record.stored_bytes)
+            return stored if record.method == _STORED else _Inflated(stored, record.size_bytes)
+
+    def read(self, name: str, *, at_most_bytes: int = 1 << 20) -> bytes:
+        """Return the whole of a small record, its checksum checked."""
+        extent = self.extent(name)
+        with located(f"record {name}"):
+            if extent.size_bytes > at_most_bytes:
+                raise DamagedFileError(
+                    "size",
+                    expected=f"at most {at_most_bytes:,} bytes",
+                    found=f"{extent.size_bytes:,}",
+                )
+        self.check(name)
+        return extent.read(0, extent.size_bytes)
+
+    def check(self, name: str) -> None:
+        """Read a record and compare its checksum; a stored checksum of 0 was not computed.
+
+        Raises:
+            DamagedFileError: The bytes are not those that were written.
+        """
+        extent, expected = self.extent(name), self.records[name].crc32
+        if not expected:
+            return
+        found = 0
+        with located(f"record {name}"):
+            for chunk in chunks(extent):
+                found = zlib.crc32(chunk, found)
+            check_crc32(expected, found)
+
+
+def check_crc32(expected: int, found: int) -> None:
+    """Raise if a record's checksum is not ``expected``; 0 stands for *not computed*."""
+    if expected and found != expected:
+        raise DamagedFileError(
+            "checksum (CRC-32)",
+            expected=f"{expected:08x}",
+            found=f"{found:08x}",
+            advice="The file was damaged after it was written; fetch it again.",
+        )
+
+
+# Section 4.3.16: end of central directory, from the signature to the comment's length.
+_END = struct.Struct("<4sHHHHIIH")
+# Section 4.3.15: ZIP64 locator. Section 4.3.14: ZIP64 end of central directory.
+_END64_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+# Section 4.3.12: one entry of the central directory. Section 4.3.7: local header.
+_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+
+
+def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
+    """Return the central directory's offset, its bytes and its number of records."""
+    tail_start = max(source.size_bytes - _END.size - 0xFFFF, 0)
+    tail = source.read(tail_start, source.size_bytes - tail_start)
+    found = tail.rfind(b"PK\5\6")
+    while found >= 0 and found + _END.size > len(tail):
+        found = tail.rfind(b"PK\5\6", 0, found)
+    if found < 0:
+        raise DamagedFileError(
+            "ZIP archive without its directory, which stands at the end",
+            advice="The file is truncated, or its download did not finish.",
+        )
+    end = tail_start + found
+    (_, disk, directory_disk, _, count, size, start, _) = _END.unpack_from(tail, found)
+    if disk or directory_disk:
+        raise UnsupportedFileError("the ZIP archive is split over several files")
+    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
+        end, count, size, start = _read_end64(source, end)
+    if count > _MAX_RECORDS or size > _MAX_DIRECTORY_BYTES:
+        raise UnsupportedFileError(f"ZIP archive of {count:,} records, which is beyond any model")
+    if start + size > end:
+        raise DamagedFileError(
+            "ZIP directory", expected=f"to end before byte {end:,}", found=f"{start + size:,}"
+        )
+    return start, source.read(start, size), count
+
+
+def _read_end64(source: ByteSource, end: int) -> tuple[int, int, int, int]:
+    locator_start = end - _END64_LOCATOR.size
+    signature, _, end64, _ = _END64_LOCATOR.unpack(source.read(locator_start, _END64_LOCATOR.size))
+    if signature != b"PK\6\7":
+        raise DamagedFileError("ZIP64 locator is missing", where=(f"byte {locator_start:,}",))
+    fields = _END64.unpack(source.read(end64, _END64.size))
+    if fields[0] != b"PK\6\6":
+        raise DamagedFileError("ZIP64 directory end is missing", where=(f"byte {end64:,}",))
+    count, size, start = fields[7:10]
+    return end64, count, size, start
+
+
+def _parse_entry(directory: bytes, position: int) -> tuple[Record, int]:
+    if position + _ENTRY.size > len(directory):
+        raise DamagedFileError("the directory ends within an entry")
+    (
+        signature, _, _, flags, method, _, _, crc32, stored, size,
+        name_bytes, extra_bytes, comment_bytes, _, _, _, header,
+    ) = _ENTRY.unpack_from(directory, position)  # fmt: skip
+    if signature != b"PK\1\2":
+        raise DamagedFileError("an entry does not begin with its signature")
+    start = position + _ENTRY.size
+    end = start + name_bytes + extra_bytes + comment_bytes
+    if end > len(directory):
+        raise DamagedFileError("the directory ends within an entry")
+    name = _record_name(directory[start : start + name_bytes])
+    extra = directory[start + name_bytes : start + name_bytes + extra_bytes]
+    size, stored, header = _with_zip64(extra, size, stored, header)
+    if flags & _ENCRYPTED:
+        raise UnsupportedFileError(f"record {name!a} is encrypted")
+    if method not in (_STORED, _DEFLATED):
+        raise UnsupportedFileError(f"record {name!a} is compressed by method {method}")
+    if (method == _STORED and size != stored) or size > stored * _MAX_INFLATION + 64:
+        raise DamagedFileError(
+            f"record {name!a} claims {size:,} bytes, which its {stored:,} cannot hold"
+        )
+    return Record(name, method, crc32, stored, size, header), end
+
+
+def _record_name(encoded: bytes) -> str:
+    try:
+        name = encoded.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"a record name is not UTF-8: {encoded[:60]!r}") from error
+    parts = name.split("/")
+    if not name or "\\" in name or "\0" in name or parts[0] == "" or ".." in parts:
+        raise DamagedFileError(f"record name {name[:60]!a} leads out of the archive")
+    return name
+
+
+def _with_zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
+    """Replace the fields that are all ones by those of the ZIP64 extra field (4.5.3)."""
+    wide = [index for index, value in enumerate(fields) if value == 0xFFFFFFFF]
+    if not wide:
+        return fields
+    position = 0
+    while position + 4 <= len(extra):
+        identifier, size = struct.unpack_from("<HH", extra, position)
+        position += 4
+        if identifier == 1 and 8 * len(wide) <= size <= len(extra) - position:
+            values = list(fields)
+            for index, value in zip(
+                wide, struct.unpack_from(f"<{len(wide)}Q", extra, position), strict=True
+            ):
+                values[index] = value
+            return tuple(values)
+        position += size
+    raise DamagedFileError("the entry lacks its ZIP64 sizes")
+
+
+def _data_start(source: ByteSource, record: Record) -> int:
+    header = source.read(record.header_start, _LOCAL.size)
+    fields = _LOCAL.unpack(header)
+    name_bytes, extra_bytes = int(fields[9]), int(fields[10])
+    name_start = record.header_start + _LOCAL.size
+    if fields[0] != b"PK\3\4" or fields[3] != record.method:
+        raise DamagedFileError("no local header", where=(f"byte {record.header_start:,}",))
+    if source.read(name_start, name_bytes) != record.name.encode():
+        raise DamagedFileError(
+            "the local header names another record", where=(f"byte {name_start:,}",)
+        )
+    start = name_start + name_bytes + extra_bytes
+    if start + record.stored_bytes > source.size_bytes:
+        raise DamagedFileError(
+            expected=f"{record.stored_bytes:,} bytes from byte {start:,}",
+            found=f"the end of the file at byte {source.size_bytes:,}",
+        )
+    return start
+
+
+class _Inflated:
+    """A deflated record; reading backwards starts again from its beginning."""
+
+    def __init__(self, stored: Extent, size_bytes: int) -> None:
+        self._stored = stored
+        self.size_bytes = size_bytes
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._input = chunks(self._stored)
+        self._position = 0
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start`` of the uncompressed record."""
+        if start < self._position:
+            self._rewind()
+        while self._position < start:
+            self._inflate(min(start - self._position, 1 << 20))
+        parts = []
+        while count:
+            parts.append(self._inflate(count))
+            count -= len(parts[-1])
+        return b"".join(parts)
+
+    def _inflate(self, at_most: int) -> bytes:
+        given = self._inflater.unconsumed_tail or next(self._input, b"")
+        try:
+            inflated = self._inflater.decompress(given, at_most)
+        except zlib.error as error:
+            raise DamagedFileError(f"the compressed bytes are damaged ({error})") from error
+        if not inflated and not given:
+            raise DamagedFileError(
+                "the compressed bytes end early",
+                expected=f"{self.size_bytes:,} bytes",
+                found=f"{self._position:,}",
+            )
+        self._position += len(inflated)
+        return inflated
