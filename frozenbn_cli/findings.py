@@ -1,0 +1,169 @@
+"""Whether the running statistics of a layer mean anything, judged before they are frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from frozenbn_cli.batch_norm import BatchNorm, Role
+
+__all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "examine"]
+
+_OTHER_EPS = 1e-3  # TensorFlow's and EfficientNet's; 1e-5 is PyTorch's.
+_DEFAULT_MOMENTUM = 0.1
+_HARDLY_FORMED = 0.01
+_LARGE_SCALE = 1e3
+_NOTICEABLE = 1.1
+_MAX_CHANNELS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth knowing about one layer's statistics.
+
+    Attributes:
+        code: A stable name, such as ``never_formed``.
+        severity: An ``error`` stops a conversion, a ``warning`` and a ``note`` do not.
+        message: What was found, in plain words.
+        channels: How many channels it concerns; None where it concerns the layer as a whole.
+        factor: By how much scales could be off, where that is the point.
+    """
+
+    code: str
+    severity: Literal["error", "warning", "note"]
+    message: str
+    channels: int | None = None
+    factor: float | None = None
+
+
+LABELS = {
+    "incomplete": "incomplete",
+    "not_floating": "not floating point",
+    "lengths_differ": "lengths differ",
+    "not_finite": "NaN or Inf",
+    "negative_variance": "negative variance",
+    "never_formed": "never formed",
+    "hardly_formed": "hardly formed",
+    "eps_matters": "eps matters",
+    "variance_below_eps": "variance below eps",
+    "dead_channels": "dead channels",
+    "large_scale": "large scale",
+}
+"""A few words for each code."""
+
+ADVICE = {
+    "incomplete": "The file lost entries; save the state dict again.",
+    "not_floating": "The file was converted to another dtype; start from the original.",
+    "lengths_differ": "The file mixes entries of different models; save the state dict again.",
+    "not_finite": "Training diverged; use an earlier checkpoint.",
+    "negative_variance": "Something rewrote the variances; use the original checkpoint.",
+    "never_formed": "Train with BatchNorm first, or load pretrained weights.",
+    "hardly_formed": "Train longer with BatchNorm before freezing.",
+    "eps_matters": "Pass the model's own value with --eps.",
+}
+"""What to do about errors and warnings, by code."""
+
+STRUCTURAL = {"incomplete", "not_floating", "lengths_differ"}
+"""Codes of the findings with which a layer is no BatchNorm at all and cannot be frozen."""
+
+
+def examine(layer: BatchNorm) -> tuple[Finding, ...]:
+    """Return the findings on a layer's statistics and affine; reads these and nothing else."""
+    broken = tuple(_structure(layer))
+    if broken:
+        return broken
+    values = {role: layer.tensors[role].values() for role in _NUMERIC if role in layer.tensors}
+    broken = tuple(_numbers(values))
+    if broken:
+        return broken
+    return (*_formation(layer, values), *_scales(layer, values))
+
+
+_NUMERIC: tuple[Role, ...] = ("weight", "bias", "running_mean", "running_var")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def _structure(layer: BatchNorm) -> Iterator[Finding]:
+    present = [role for role in _NUMERIC if role in layer.tensors]
+    if layer.channels > _MAX_CHANNELS:
+        yield Finding("lengths_differ", "error", f"{layer.channels:,} channels are no layer's")
+    for role, other in (("running_mean", "running_var"), ("weight", "bias")):
+        for missing, there in ((role, other), (other, role)):
+            if there in present and missing not in present:
+                yield Finding("incomplete", "error", f"{there} without {missing}")
+    for role in present:
+        tensor = layer.tensors[role]
+        if tensor.dtype.name not in _FLOATS:
+            yield Finding("not_floating", "error", f"{role} has dtype {tensor.dtype}")
+        if tensor.shape != (layer.channels,):
+            yield Finding(
+                "lengths_differ",
+                "error",
+                f"{role} has shape {list(tensor.shape)} where {layer.channels} channels are",
+            )
+
+
+def _numbers(values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
+    for role, numbers in values.items():
+        count = sum(not math.isfinite(number) for number in numbers)
+        if count:
+            yield Finding("not_finite", "error", f"{role} holds NaN or Inf", count)
+    negative = sum(number < 0 for number in values["running_var"])
+    if negative:
+        yield Finding("negative_variance", "error", "variance is negative", negative)
+
+
+def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
+    means, variances = values["running_mean"], values["running_var"]
+    if not any(means) and all(variance == 1 for variance in variances):
+        yield Finding(
+            "never_formed",
+            "error",
+            "statistics were never formed (mean 0, variance 1 throughout)",
+        )
+        return
+    tracked = layer.batches_tracked
+    if tracked and (left := (1 - _DEFAULT_MOMENTUM) ** tracked) > _HARDLY_FORMED:
+        yield Finding(
+            "hardly_formed",
+            "warning",
+            f"statistics of {tracked} batches: {left:.0%} of their initial value is left "
+            f"(momentum assumed {_DEFAULT_MOMENTUM})",
+        )
+
+
+def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
+    variances = values["running_var"]
+    eps = layer.eps.value
+    below = sum(variance < eps for variance in variances)
+    if layer.eps.source == "assumed":
+        factor = max((_eps_factor(variance, eps) for variance in variances), default=1.0)
+        if factor > _NOTICEABLE:
+            concerned = sum(_eps_factor(variance, eps) > _NOTICEABLE for variance in variances)
+            yield Finding(
+                "eps_matters",
+                "warning",
+                f"eps is assumed {eps:g} and matters: with {_OTHER_EPS:g} scales would change by "
+                f"over {_NOTICEABLE - 1:.0%}, by up to a factor of {factor:.3g}",
+                concerned,
+                factor,
+            )
+    if below:
+        yield Finding("variance_below_eps", "note", f"variance is below eps ({eps:g})", below)
+    weights = values.get("weight", (1.0,) * len(variances))
+    dead = sum(weight == 0 for weight in weights)
+    if dead:
+        yield Finding("dead_channels", "note", "weight is 0: the channel is constant", dead)
+    large = sum(
+        abs(weight) > _LARGE_SCALE * math.sqrt(variance + eps)
+        for weight, variance in zip(weights, variances, strict=True)
+    )
+    if large:
+        yield Finding("large_scale", "note", f"scale is beyond {_LARGE_SCALE:g}", large)
+
+
+def _eps_factor(variance: float, eps: float) -> float:
+    """Return by how much the scale differs between ``eps`` and the other common value."""
+    return math.sqrt((variance + _OTHER_EPS) / (variance + eps))

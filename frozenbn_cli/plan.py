@@ -1,0 +1,122 @@
+"""What a conversion will do, as a list of explicit edits, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from frozenbn_cli.batch_norm import BatchNorm
+from frozenbn_cli.findings import STRUCTURAL, Finding, examine
+from frozenbn_cli.selection import Selection
+
+__all__ = ["Edit", "LayerPlan", "Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens to one BatchNorm layer.
+
+    Attributes:
+        layer: The layer.
+        action: ``freeze`` it, or ``leave`` it as it is.
+        reason: Why it is left.
+        findings: On its statistics.
+        selected: Whether it would be frozen if its statistics allowed it.
+    """
+
+    layer: BatchNorm
+    action: Literal["freeze", "leave"]
+    reason: str | None
+    findings: tuple[Finding, ...]
+    selected: bool
+
+    @property
+    def broken(self) -> bool:
+        """Whether the layer was to be frozen and its statistics are broken or never formed."""
+        return self.selected and any(finding.severity == "error" for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change to one entry; every entry without an edit is copied byte for byte.
+
+    Attributes:
+        kind: ``drop`` the entry.
+        entry: Its name.
+        reason: Why.
+    """
+
+    kind: Literal["drop"]
+    entry: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will do.
+
+    Attributes:
+        layers: Every BatchNorm layer, in the file's order.
+        edits: Every change to the state dict.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    edits: tuple[Edit, ...]
+
+    @property
+    def frozen(self) -> tuple[LayerPlan, ...]:
+        """The layers to freeze."""
+        return tuple(layer for layer in self.layers if layer.action == "freeze")
+
+    @property
+    def left(self) -> tuple[LayerPlan, ...]:
+        """The layers to leave alone."""
+        return tuple(layer for layer in self.layers if layer.action == "leave")
+
+    @property
+    def broken(self) -> tuple[LayerPlan, ...]:
+        """The layers whose statistics stand against freezing them."""
+        return tuple(layer for layer in self.layers if layer.broken)
+
+    def kept(self, names: Iterable[str]) -> list[str]:
+        """Return those of an input's entry ``names`` that the output has too, in order."""
+        dropped = {edit.entry for edit in self.edits}
+        return [name for name in names if name not in dropped]
+
+
+def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
+    """Decide which layers are frozen, and which edits that takes.
+
+    Args:
+        layers: The BatchNorm layers of a checkpoint.
+        selection: The user's choice among them.
+
+    Raises:
+        UsageError: A pattern of the selection matches no layer.
+    """
+    layers = tuple(layers)
+    selection.check(layer.name for layer in layers)
+    plans = []
+    for layer in layers:
+        findings = examine(layer)
+        reason = _reason_left(layer) or selection.reason_left_out([layer.name])
+        selected = reason is None
+        if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
+            reason = f"cannot be frozen: {unfit[0].message}"
+        action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
+        plans.append(LayerPlan(layer, action, reason, findings, selected))
+    edits = tuple(
+        Edit("drop", plan.layer.entry_name("num_batches_tracked"), "a frozen layer counts nothing")
+        for plan in plans
+        if plan.action == "freeze" and "num_batches_tracked" in plan.layer.tensors
+    )
+    return Plan(tuple(plans), edits)
+
+
+def _reason_left(layer: BatchNorm) -> str | None:
+    if layer.frozen_already:
+        return "frozen already"
+    if layer.spatial_dims not in (None, 2):
+        return f"BatchNorm{layer.spatial_dims}d, inferred from {layer.dims_source}"
+    return None
