@@ -1,0 +1,92 @@
+"""What a converted safetensors file says about its conversion, under ``frozenbn.conversion``.
+
+The entry is a JSON document::
+
+    {"schema_version": 1,
+     "frozenbn": "0.1.0",
+     "source": {"file": "model.pth", "sha256": "…", "size_bytes": 123},
+     "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"}, …},
+     "verified": ["contents", "layers"]}
+
+``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given`` or ``assumed``;
+``verified`` lists the claims that were found equal before the file got its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.errors import DamagedFileError
+
+__all__ = ["METADATA_KEY", "ConversionRecord"]
+
+METADATA_KEY = "frozenbn.conversion"
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionRecord:
+    """The record of a conversion that its output carries.
+
+    Attributes:
+        version: Of frozenbn.
+        source: File name, sha256 and size in bytes of the input.
+        layers: The eps of each frozen layer.
+        verified: The claims that were found equal.
+    """
+
+    version: str
+    source: Mapping[str, str | int]
+    layers: Mapping[str, Eps]
+    verified: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the JSON document."""
+        document = {
+            "schema_version": _SCHEMA_VERSION,
+            "frozenbn": self.version,
+            "source": dict(self.source),
+            "layers": {
+                name: {"eps": eps.value, "eps_source": eps.source}
+                for name, eps in self.layers.items()
+            },
+            "verified": list(self.verified),
+        }
+        return json.dumps(document, separators=(",", ":"))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ConversionRecord | None:
+        """Return the record that a file carries, or None if frozenbn did not write it.
+
+        Raises:
+            DamagedFileError: The record is not of the documented form.
+        """
+        if METADATA_KEY not in metadata:
+            return None
+        try:
+            document = json.loads(metadata[METADATA_KEY])
+            layers = {name: _eps(fields) for name, fields in document["layers"].items()}
+            return cls(
+                str(document["frozenbn"]),
+                dict(document["source"]),
+                layers,
+                tuple(document["verified"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DamagedFileError(
+                f"metadata {METADATA_KEY}", expected="a record of frozenbn", found=str(error)[:80]
+            ) from error
+
+
+def _eps(fields: Any) -> Eps:
+    value, source = fields["eps"], fields["eps_source"]
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"eps {value!r}")
+    if source not in ("read", "given", "assumed"):
+        raise ValueError(f"eps_source {source!r}")
+    return Eps(float(value), source)

@@ -1,0 +1,167 @@
+"""Checks the claims about a written file against its source. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from frozenbn_cli.batch_norm import BatchNorm, Eps
+from frozenbn_cli.checkpoints import StoredTensor
+from frozenbn_cli.claims import Claim
+from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.nn import FrozenBatchNorm2d
+
+__all__ = ["FrozenFile", "verify_contents", "verify_layers"]
+
+Progress = Callable[[int], None]
+
+
+class FrozenFile:
+    """A written safetensors file, read with the safetensors library."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+
+    def names(self) -> set[str]:
+        """Return the names of the entries."""
+        return set(self._file.keys())
+
+    def metadata(self) -> dict[str, str]:
+        """Return the free-form text entries."""
+        return dict(self._file.metadata() or {})
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an entry, as the library reads it."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+def verify_contents(
+    written: FrozenFile, expected: Mapping[str, StoredTensor], progress: Progress
+) -> Claim:
+    """Compare every entry of the written file with the source, bit by bit.
+
+    Args:
+        written: The file, opened anew.
+        expected: What it must hold, by name; no more and no less.
+        progress: Is told the bytes of each entry that was compared.
+    """
+    names = written.names()
+    for name in [*expected, *names]:
+        if (name in expected) != (name in names):
+            where = "missing" if name in expected else "added"
+            return Claim("contents", "different", f"{name} is {where}", len(expected))
+    for count, (name, source) in enumerate(expected.items()):
+        if difference := _difference(written.tensor(name), source):
+            return Claim("contents", "different", f"{name}: {difference}", count)
+        progress(source.size_bytes)
+    total = sum(tensor.size_bytes for tensor in expected.values())
+    detail = f"{len(expected):,} entries, {total:,} bytes"
+    return Claim("contents", "equal", detail, len(expected))
+
+
+def _difference(tensor: Tensor, source: StoredTensor) -> str | None:
+    if str(tensor.dtype) != f"torch.{source.dtype.name}":
+        return f"expected dtype {source.dtype}, found {tensor.dtype}"
+    if tuple(tensor.shape) != source.shape:
+        return f"expected shape {list(source.shape)}, found {list(tensor.shape)}"
+    position = 0
+    found = tensor.reshape(-1).view(torch.uint8)
+    for chunk in source.chunks():
+        part = found[position : position + len(chunk)]
+        if not torch.equal(part, torch.frombuffer(bytearray(chunk), dtype=torch.uint8)):
+            return f"differs within bytes {position:,} to {position + len(chunk):,}"
+        position += len(chunk)
+    return None
+
+
+def verify_layers(
+    written: FrozenFile, layers: Mapping[str, BatchNorm], progress: Progress
+) -> Claim:
+    """Compare each frozen layer with its BatchNorm2d in eval, bit by bit, on a probe input.
+
+    The probe lies around the layer's running statistics and beyond, in both memory formats, with
+    gradients and without, with the frozen layer in eval and in training mode.
+
+    Args:
+        written: The file, opened anew.
+        layers: The source layers, by their names in the file.
+        progress: Is called for each layer that was compared.
+    """
+    record = ConversionRecord.from_metadata(written.metadata())
+    stated = record.layers if record else {}
+    for count, (name, source) in enumerate(layers.items()):
+        if name not in stated:
+            return Claim("layers", "different", f"{name}: the file does not state its eps", count)
+        eps = stated[name]
+        try:
+            difference = _layer_difference(written, name, source, eps)
+        except RuntimeError as error:
+            # PyTorch has no kernel for this dtype on this machine.
+            reason = f"{name or 'the layer'} cannot be run here: {str(error).splitlines()[0]}"
+            return Claim("layers", "not verified", reason, count)
+        if difference:
+            return Claim("layers", "different", f"{name or 'the layer'}: {difference}", count)
+        progress(1)
+    if not layers:
+        return Claim("layers", "not verified", "no layer was frozen")
+    detail = f"{len(layers):,} layers against BatchNorm2d in eval, with gradients and without"
+    return Claim("layers", "equal", detail, len(layers))
+
+
+def _layer_difference(written: FrozenFile, name: str, source: BatchNorm, eps: Eps) -> str | None:
+    tensors = {role: _tensor(stored) for role, stored in source.tensors.items()}
+    original = nn.BatchNorm2d(
+        source.channels, eps=source.eps.value, affine="weight" in tensors
+    ).eval()
+    frozen = FrozenBatchNorm2d(source.channels, eps=eps.value, affine="weight" in tensors)
+    for role, tensor in tensors.items():
+        if role == "num_batches_tracked":
+            continue
+        is_affine = role in ("weight", "bias")
+        setattr(original, role, nn.Parameter(tensor) if is_affine else tensor)
+        entry = f"{name}.{role}" if name else role
+        setattr(frozen, role, written.tensor(entry))
+    for probe, training in _probes(original):
+        frozen.train(training)
+        expected, found = original(probe).detach(), frozen(probe)
+        if not _same_bits(expected, found.detach()):
+            gap = (expected.double() - found.detach().double()).abs().nan_to_num().max().item()
+            return f"outputs differ by up to {gap:.3g} on a probe of shape {list(probe.shape)}"
+    return None
+
+
+def _probes(layer: Any) -> Iterator[tuple[Tensor, bool]]:
+    """Yield inputs of shape (4, C, 4, 4) that cover a layer's statistics, and a training flag."""
+    generator = torch.Generator().manual_seed(0)
+    mean = layer.running_mean.double().view(1, -1, 1, 1)
+    deviation = layer.running_var.double().clamp(min=0).sqrt().view(1, -1, 1, 1)
+    noise = torch.randn(4, mean.numel(), 4, 4, generator=generator, dtype=torch.float64)
+    # One image each: near the mean, far out, exactly at it, and without regard to it.
+    spread = torch.tensor([1.0, 30.0, 0.0, 1.0], dtype=torch.float64).view(4, 1, 1, 1)
+    probe = mean + deviation * noise * spread
+    probe[3] = noise[3]
+    probe = probe.to(layer.running_mean.dtype)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        formatted = probe.contiguous(memory_format=memory_format)
+        yield formatted, False
+        yield formatted.clone().requires_grad_(), True
+
+
+def _tensor(stored: StoredTensor) -> Tensor:
+    dtype = getattr(torch, stored.dtype.name)
+    return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors hold the same bits, also of NaN and of the two zeros."""
+    return (
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+    )
