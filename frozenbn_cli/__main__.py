@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m frozenbn_cli``."""
+
+from frozenbn_cli.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""Results as documents for programs: plain dicts that become JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from frozenbn_cli.conversion import ConversionResult
+from frozenbn_cli.errors import FrozenBNError
+from frozenbn_cli.plan import LayerPlan
+
+__all__ = ["SCHEMA_VERSION", "conversion_document", "error_document", "to_json"]
+
+SCHEMA_VERSION = 1
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Return a document as one JSON text; numbers that JSON lacks become text."""
+    return json.dumps(_plain(document), indent=2, allow_nan=False)
+
+
+def conversion_document(result: ConversionResult) -> dict[str, Any]:
+    """Return the document of a conversion, whatever came of it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": "convert",
+        "outcome": result.outcome,
+        "input": {
+            "path": str(result.input_path),
+            "kind": result.kind,
+            "container": result.container,
+            "size_bytes": result.input_bytes,
+            "sha256": result.input_sha256,
+            "entries": len(result.entries),
+            "left_out": dict(result.left_out),
+        },
+        "output": {"path": str(result.output_path), "size_bytes": result.output_bytes},
+        "layers": [_layer(plan) for plan in result.plan.layers],
+        "edits": [
+            {"kind": edit.kind, "entry": edit.entry, "reason": edit.reason}
+            for edit in result.plan.edits
+        ],
+        "claims": [
+            {
+                "name": claim.name,
+                "status": claim.status,
+                "checked": claim.checked,
+                "detail": claim.detail,
+            }
+            for claim in result.claims
+        ],
+        "seconds": dict(result.seconds),
+    }
+
+
+def _layer(plan: LayerPlan) -> dict[str, Any]:
+    layer = plan.layer
+    return {
+        "name": layer.name,
+        "action": plan.action,
+        "reason": plan.reason,
+        "channels": layer.channels,
+        "spatial_dims": layer.spatial_dims,
+        "spatial_dims_inferred_from": layer.dims_source,
+        "eps": layer.eps.value,
+        "eps_source": layer.eps.source,
+        "batches_tracked": layer.batches_tracked,
+        "findings": [
+            {
+                "code": finding.code,
+                "severity": finding.severity,
+                "message": finding.message,
+                "channels": finding.channels,
+                "factor": finding.factor,
+            }
+            for finding in plan.findings
+        ],
+    }
+
+
+def error_document(command: str | None, error: FrozenBNError) -> dict[str, Any]:
+    """Return the document of a run that failed."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "outcome": "error",
+        "error": error_fields(error),
+    }
+
+
+def error_fields(error: FrozenBNError) -> dict[str, Any]:
+    """Return what a document says of an error."""
+    return {
+        "kind": type(error).__name__,
+        "message": error.problem,
+        "advice": error.advice,
+        "exit_code": error.exit_code,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
