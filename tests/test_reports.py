@@ -1,0 +1,251 @@
+"""Golden reports. To write them anew after a change on purpose: FROZENBN_WRITE_GOLDEN=1."""
+
+import io
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
+from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
+from frozenbn_cli.reports.documents import conversion_document, error_document, to_json
+from frozenbn_cli.reports.terminal import conversion_report, size_text
+from frozenbn_cli.selection import Selection
+from tests.files import State, batch_norm, nested, save, small_state
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def many_layers() -> State:
+    """Return a state dict of 20 layers: one of small variances, one 1d, one hardly formed."""
+    state: State = {}
+    for index in range(20):
+        state |= nested(
+            **{f"layer{index}.conv": {"weight": torch.ones(4 + index, 3, 1, 1)}},
+            **{f"layer{index}.bn": batch_norm(4 + index, tracked=3 if index == 7 else 900)},
+        )
+    state["layer4.bn.running_var"][:3] = 0
+    state |= nested(**{"head.fc": {"weight": torch.ones(9, 3)}}, **{"head.norm": batch_norm(9)})
+    return state
+
+
+def broken() -> State:
+    state = small_state()
+    state["bn2.running_var"][0] = -1
+    return state
+
+
+def converted(tmp_path: Path, state: State, name: str = "model.pt") -> ConversionResult:
+    source = save(tmp_path / name, state)
+    try:
+        result = convert_checkpoint(source, options=ConvertOptions(verify=True))
+    except RefusedError as error:
+        result = error.result
+    return replace(
+        result,
+        seconds={"plan": 0.25, "write": 0.5, "verify": 1.0},
+        input_path=Path(name),
+        output_path=Path(name).with_suffix(".frozen.safetensors"),
+        input_bytes=123_456,
+        output_bytes=result.output_bytes and 120_000,
+        input_sha256=result.input_sha256 and "0" * 64,
+    )
+
+
+def printed(
+    result: ConversionResult, *, width: int | None = None, encoding: str = "utf-8", **options: bool
+) -> str:
+    """Return the report as a terminal of ``width`` shows it, or as a pipe gets it."""
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n")
+    console = make_console(stream)
+    if width:
+        console = Console(
+            file=stream,
+            width=width,
+            force_terminal=True,
+            color_system=None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+    print_report(console, conversion_report(result, console, **options))
+    return buffer.getvalue().decode(encoding)
+
+
+def assert_golden(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("FROZENBN_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_report_of_a_small_model(tmp_path: Path, width: int | None) -> None:
+    text = printed(converted(tmp_path, small_state()), width=width)
+
+    assert_golden(f"small_{width or 'piped'}.txt", text)
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_report_of_many_layers_is_folded(tmp_path: Path, width: int | None) -> None:
+    text = printed(converted(tmp_path, many_layers()), width=width)
+
+    assert_golden(f"many_{width or 'piped'}.txt", text)
+
+
+def test_report_shows_every_layer_on_request(tmp_path: Path) -> None:
+    text = printed(converted(tmp_path, many_layers()), all_layers=True)
+
+    assert all(re.search(rf"^layer{index}\.bn ", text, re.M) for index in range(20))
+
+
+def test_report_of_unhealthy_statistics(tmp_path: Path) -> None:
+    assert_golden("unhealthy_80.txt", printed(converted(tmp_path, broken()), width=80))
+
+
+def test_report_where_nothing_is_to_be_frozen(tmp_path: Path) -> None:
+    text = printed(converted(tmp_path, {"fc.weight": torch.ones(2, 2)}), width=80)
+
+    assert_golden("nothing_80.txt", text)
+
+
+def test_report_in_ascii(tmp_path: Path) -> None:
+    text = printed(converted(tmp_path, many_layers()), encoding="ascii")
+
+    assert_golden("many_ascii.txt", text)
+    assert text.isascii()
+
+
+def test_report_in_ascii_escapes_names(tmp_path: Path) -> None:
+    state = small_state() | nested(schicht_ä=batch_norm(4))
+
+    assert "schicht_\\xe4" in printed(converted(tmp_path, state), encoding="ascii")
+
+
+def test_nothing_is_cut_or_wrapped_in_a_pipe(tmp_path: Path) -> None:
+    name = "backbone." + ".".join(f"block{index}" for index in range(60))
+
+    text = printed(converted(tmp_path, nested(**{name: batch_norm(4)})))
+
+    assert name in text
+    assert "…" not in text
+
+
+def test_long_names_are_folded_on_a_terminal_not_cut(tmp_path: Path) -> None:
+    name = "backbone." + ".".join(f"block{index}" for index in range(20))
+
+    text = printed(converted(tmp_path, nested(**{name: batch_norm(4)})), width=80)
+
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert name in "".join(line.split(" ")[0] for line in text.splitlines())
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    state = nested(**{"[red]a[/oops]": batch_norm(4), ":smile:": batch_norm(5)})
+
+    text = printed(converted(tmp_path, state, "a [v2] x.pth"))
+
+    assert text.startswith("a [v2] x.pth → a [v2] x.frozen.safetensors\n")
+    assert "[red]a[/oops]" in text
+    assert ":smile:" in text
+
+
+def test_json_document_of_a_conversion(tmp_path: Path) -> None:
+    assert_golden("small.json", to_json(conversion_document(converted(tmp_path, small_state()))))
+
+
+def test_json_document_of_a_failure() -> None:
+    error = UsageError("exists already", where=("out.pt",), advice="Pass --force to replace it.")
+
+    assert json.loads(to_json(error_document("convert", error))) == {
+        "schema_version": 1,
+        "command": "convert",
+        "outcome": "error",
+        "error": {
+            "kind": "UsageError",
+            "message": "out.pt: exists already",
+            "advice": "Pass --force to replace it.",
+            "exit_code": 2,
+        },
+    }
+
+
+def test_json_has_no_numbers_that_json_lacks() -> None:
+    assert json.loads(to_json({"worst": [float("nan"), float("inf")]})) == {"worst": ["nan", "inf"]}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (18_801_840, "18.8 MB"),
+        (5 * 10**12, "5,000.0 GB"),
+    ],
+)
+def test_sizes_are_in_the_unit_that_suits_them(count: int, text: str) -> None:
+    assert size_text(count) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class TestProgressBar:
+    def run(self, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, patience: float) -> str:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("frozenbn_cli.reports.console._PATIENCE_SECONDS", patience)
+        with ProgressBar(stream) as progress:
+            progress("writing", 50, 100)
+            progress("writing", 100, 100)
+            progress("comparing", 1, 2)
+        return stream.getvalue()
+
+    def test_appears_when_work_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = self.run(Terminal(), monkeypatch, patience=0)
+
+        assert "writing" in shown
+        assert "comparing" in shown
+
+    def test_is_not_shown_for_short_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.run(Terminal(), monkeypatch, patience=60) == ""
+
+    def test_is_not_shown_in_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.run(io.StringIO(), monkeypatch, patience=0) == ""
+
+
+def test_colour_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = converted(tmp_path, small_state())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def shown() -> str:
+        stream = Terminal()
+        console = make_console(stream)
+        print_report(console, conversion_report(result, console))
+        return stream.getvalue()
+
+    assert "\x1b[1;32mconverted" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[1;32m" not in shown()
+
+
+def test_selection_of_a_dry_run_is_shown_as_planned(tmp_path: Path) -> None:
+    options = ConvertOptions(dry_run=True, selection=Selection.of(include="bn1"))
+
+    text = printed(convert_checkpoint(save(tmp_path / "a.pt", small_state()), options=options))
+
+    assert "dry run, nothing was written" in text
+    assert re.search(r"^bn1 .*planned$", text, re.M)
+    assert "left alone: bn2: not included by 'bn1'" in text

@@ -1,0 +1,153 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from frozenbn_cli.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
+from frozenbn_cli.claims import Claim
+from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
+from frozenbn_cli.verification import FrozenFile, verify_contents, verify_layers
+from tests.files import State, save, small_state
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Checkpoint]:
+    with open_checkpoint(save(tmp_path / "source.pt", small_state())) as checkpoint:
+        yield checkpoint
+
+
+def written(tmp_path: Path, state: State, *, eps: float | None = 1e-5) -> FrozenFile:
+    layers = {name: Eps(eps, "given") for name in ("bn1", "bn2")} if eps is not None else {}
+    record = ConversionRecord("0", {}, layers)
+    save_file(state, tmp_path / "written.safetensors", {METADATA_KEY: record.to_text()})
+    return FrozenFile(tmp_path / "written.safetensors")
+
+
+def contents(tmp_path: Path, source: Checkpoint, state: State) -> Claim:
+    return verify_contents(written(tmp_path, state), source.entries, lambda _: None)
+
+
+def layers(tmp_path: Path, source: Checkpoint, state: State, eps: float | None = 1e-5) -> Claim:
+    found = {layer.name: layer for layer in find_batch_norms(source.entries)}
+    return verify_layers(written(tmp_path, state, eps=eps), found, lambda _: None)
+
+
+def test_equal_contents(tmp_path: Path, source: Checkpoint) -> None:
+    claim = contents(tmp_path, source, small_state())
+
+    assert (claim.status, claim.checked) == ("equal", len(small_state()))
+
+
+def flipped_bit(state: State) -> None:
+    state["conv2.weight"].view(torch.int32)[3, 1] ^= 1
+
+
+def lost_entry(state: State) -> None:
+    del state["fc.weight"]
+
+
+def added_entry(state: State) -> None:
+    state["extra"] = torch.zeros(1)
+
+
+def other_dtype(state: State) -> None:
+    state["fc.weight"] = state["fc.weight"].double()
+
+
+def other_shape(state: State) -> None:
+    state["fc.weight"] = state["fc.weight"].reshape(-1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (flipped_bit, "conv2.weight: differs"),
+        (lost_entry, "fc.weight is missing"),
+        (added_entry, "extra is added"),
+        (other_dtype, "fc.weight: expected dtype float32, found torch.float64"),
+        (other_shape, "fc.weight: expected shape [2, 6], found [12]"),
+    ],
+)
+def test_different_contents_are_named(tmp_path: Path, source: Checkpoint, fault, said) -> None:
+    state = small_state()
+    fault(state)
+
+    claim = contents(tmp_path, source, state)
+
+    assert claim.status == "different"
+    assert claim.detail.startswith(said)
+
+
+def test_negative_zero_is_not_zero(tmp_path: Path) -> None:
+    with open_checkpoint(save(tmp_path / "a.pt", {"a": torch.tensor([0.0])})) as source:
+        claim = contents(tmp_path, source, {"a": torch.tensor([-0.0])})
+
+    assert claim.status == "different"
+
+
+def test_nan_equals_the_same_nan(tmp_path: Path) -> None:
+    state = {"a": torch.tensor([float("nan")])}
+    with open_checkpoint(save(tmp_path / "a.pt", state)) as source:
+        assert contents(tmp_path, source, state).status == "equal"
+
+
+def test_equal_layers(tmp_path: Path, source: Checkpoint) -> None:
+    claim = layers(tmp_path, source, small_state())
+
+    assert (claim.status, claim.checked) == ("equal", 2)
+
+
+def swapped_statistics(state: State) -> None:
+    state["bn2.running_mean"], state["bn2.running_var"] = (
+        state["bn2.running_var"],
+        state["bn2.running_mean"].abs(),
+    )
+
+
+def one_ulp_of_a_weight(state: State) -> None:
+    state["bn2.weight"].view(torch.int32)[5] += 1
+
+
+@pytest.mark.parametrize("fault", [swapped_statistics, one_ulp_of_a_weight])
+def test_a_different_layer_is_named(tmp_path: Path, source: Checkpoint, fault) -> None:
+    state = small_state()
+    fault(state)
+
+    claim = layers(tmp_path, source, state)
+
+    assert (claim.status, claim.checked) == ("different", 1)
+    assert claim.detail.startswith("bn2: outputs differ by up to ")
+
+
+def test_another_eps_is_a_difference(tmp_path: Path, source: Checkpoint) -> None:
+    assert layers(tmp_path, source, small_state(), eps=1e-3).status == "different"
+    assert layers(tmp_path, source, small_state(), eps=1.01e-5).status == "different"
+
+
+def test_a_layer_whose_eps_is_not_stated_is_a_difference(
+    tmp_path: Path, source: Checkpoint
+) -> None:
+    assert "does not state its eps" in layers(tmp_path, source, small_state(), eps=None).detail
+
+
+def test_no_layers_are_not_called_equal(tmp_path: Path, source: Checkpoint) -> None:
+    claim = verify_layers(written(tmp_path, small_state()), {}, lambda _: None)
+
+    assert claim.status == "not verified"
+
+
+def test_a_layer_that_cannot_be_run_is_not_verified(
+    tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_kernel(*_: object) -> None:
+        raise RuntimeError("not implemented for 'Float8_e5m2'\nat somewhere")
+
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", no_kernel)
+
+    claim = layers(tmp_path, source, small_state())
+
+    assert claim.status == "not verified"
+    assert claim.detail == "bn1 cannot be run here: not implemented for 'Float8_e5m2'"
