@@ -21,6 +21,7 @@ __all__ = ["conversion_report"]
 
 _FOLD_ABOVE = 12
 _EXCEPTIONS_SHOWN = 8
+_EXAMPLES_SHOWN = 3
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _OUTCOMES = {
     "converted": ("converted", "bold green"),
@@ -88,13 +89,14 @@ def _layers(
     result: ConversionResult, console: Console, all_layers: bool
 ) -> Iterable[RenderableType]:
     plans = result.plan.layers
-    shown = plans if all_layers or len(plans) <= _FOLD_ABOVE else _exceptional(plans)
+    if all_layers or len(plans) <= _FOLD_ABOVE:
+        shown = plans
+    else:
+        shown = _exceptional(plans) or plans[:_EXAMPLES_SHOWN]
     proven = any(claim.name == "layers" and claim.status == "equal" for claim in result.claims)
-    if shown:
-        yield _layer_table(shown, console, result.outcome, proven)
-    rest = [plan for plan in plans if plan not in shown]
-    if rest:
-        yield Padding(_summary(rest, console, bool(shown)), (0, 0, 0, 2))
+    yield _layer_table(shown, console, result.outcome, proven)
+    if rest := [plan for plan in plans if plan not in shown]:
+        yield Padding(_summary(rest, console), (0, 0, 0, 2))
 
 
 def _exceptional(plans: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
@@ -170,12 +172,12 @@ def _state(plan: LayerPlan, console: Console, outcome: str, proven: bool) -> Tex
     return Text("frozen" if outcome == "converted" else "planned" if outcome == "planned" else "no")
 
 
-def _summary(rest: list[LayerPlan], console: Console, others_shown: bool) -> Text:
+def _summary(rest: list[LayerPlan], console: Console) -> Text:
     channels = [plan.layer.channels for plan in rest]
     eps = Counter(f"{plan.layer.eps.value:g} {plan.layer.eps.source}" for plan in rest)
     found = sum(bool(plan.findings) for plan in rest)
     facts = [
-        f"{len(rest)} {'more ' if others_shown else ''}layers",
+        f"{len(rest)} more layers",
         f"{min(channels):,}{symbol(console, '–')}{max(channels):,} channels",
         "eps " + ", ".join(eps),
         f"{found} with findings" if found else "no findings",

@@ -1,0 +1,40 @@
+"""Draw the README's picture of a report from a real conversion of the sample.
+
+python samples/make_pictures.py      # writes samples/convert.svg
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import CONSOLE_SVG_FORMAT, Console
+
+from frozenbn_cli import convert_checkpoint
+from frozenbn_cli.reports.terminal import conversion_report
+
+SAMPLES = Path(__file__).resolve().parent
+# Rich's template loads its font from the web; a picture should need nothing.
+SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S)
+
+
+def draw(target: Path) -> None:
+    """Convert the sample in an empty folder and save its report as SVG."""
+    console = Console(record=True, width=96, force_terminal=True, file=io.StringIO())
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(SAMPLES / "digits_backbone.pt", folder)
+        os.chdir(folder)
+        result = convert_checkpoint("digits_backbone.pt")
+        console.print("$ frozenbn convert digits_backbone.pt", style="bold")
+        console.print(conversion_report(result, console))
+        os.chdir(SAMPLES)
+    svg = console.export_svg(title="frozenbn", code_format=SVG_FORMAT, unique_id="frozenbn")
+    target.write_text(svg, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    draw(SAMPLES / "convert.svg")
