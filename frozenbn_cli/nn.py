@@ -16,10 +16,11 @@ class _InputGradientOnly(torch.autograd.Function):
     frozen layer has no use for.
     """
 
-    generate_vmap_rule = True
-
+    # No separate `setup_context`: with one, `apply` binds a signature, which costs more than
+    # the kernel on small maps.
     @staticmethod
     def forward(
+        ctx: Any,
         input: Tensor,
         running_mean: Tensor,
         running_var: Tensor,
@@ -27,32 +28,32 @@ class _InputGradientOnly(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
     ) -> Tensor:
+        ctx.save_for_backward(running_var, weight)
+        ctx.eps = eps
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        _, _, running_var, weight, _, eps = inputs
-        ctx.save_for_backward(running_var, weight)
-        ctx.save_for_forward(running_var, weight)
-        ctx.eps = eps
-
-    @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _scaled(gradients[0], ctx), None, None, None, None, None
+        (gradient,) = gradients
+        running_var, weight = ctx.saved_tensors
+        # The kernel computes in float32 also where the buffers are narrower.
+        variance = running_var.to(torch.promote_types(running_var.dtype, torch.float32))
+        scale = torch.rsqrt(variance + ctx.eps)
+        if weight is not None:
+            scale = scale * weight
+        scaled = (gradient * scale.view(1, -1, 1, 1)).to(gradient.dtype)
+        return scaled, None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _scaled(tangents[0], ctx)
 
+def _is_transformed() -> bool:
+    """Return whether `torch.func` or forward-mode differentiation is at work.
 
-def _scaled(gradient: Tensor, ctx: Any) -> Tensor:
-    running_var, weight = ctx.saved_tensors
-    # The kernel computes in float32 also where the buffers are narrower.
-    variance = running_var.to(torch.promote_types(running_var.dtype, torch.float32))
-    scale = torch.rsqrt(variance + ctx.eps)
-    if weight is not None:
-        scale = scale * weight
-    return (gradient * scale.view(1, -1, 1, 1)).to(gradient.dtype)
+    There, `requires_grad` does not tell what is differentiated. PyTorch has no public name for
+    the question; should the private ones go, the plain kernel is always right.
+    """
+    in_func = getattr(torch._C, "_are_functorch_transforms_active", None)
+    level = getattr(torch.autograd.forward_ad, "_current_level", None)
+    return in_func is None or level is None or in_func() or level >= 0
 
 
 def _eager_batch_norm(
@@ -63,15 +64,14 @@ def _eager_batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    affine_is_trained = (weight is not None and weight.requires_grad) or (
-        bias is not None and bias.requires_grad
-    )
+    fixed = (running_mean, running_var, weight, bias)
     if (
         torch.is_grad_enabled()
         and input.requires_grad
-        and not affine_is_trained
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
+        and not _is_transformed()
+        and not any(tensor is not None and tensor.requires_grad for tensor in fixed)
     ):
         output: Tensor = _InputGradientOnly.apply(
             input, running_mean, running_var, weight, bias, eps
@@ -95,7 +95,8 @@ def frozen_batch_norm(
     y[n, c, h, w] = (x[n, c, h, w] - running_mean[c]) / sqrt(running_var[c] + eps)
                     * weight[c] + bias[c]
 
-    Only per-channel tensors are saved for backward, unless ``weight`` or ``bias`` needs a gradient.
+    Only per-channel tensors are saved for backward, unless ``weight`` or ``bias`` needs a gradient,
+    or `torch.func` or forward-mode differentiation is at work.
 
     Args:
         input: Shape (N, C, H, W); N, H and W may be 0.
@@ -184,6 +185,10 @@ class FrozenBatchNorm2d(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
+        for key in (prefix + name for name in self._buffers):
+            if isinstance(state_dict.get(key), nn.Parameter):
+                # With `assign=True` it would become a parameter here, and be trained.
+                state_dict[key] = state_dict[key].detach()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
