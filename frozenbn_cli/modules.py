@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -88,12 +89,13 @@ def convert_bn_to_frozen(
 
     Raises:
         UsageError: A pattern matches no BatchNorm layer, or the model is wrapped in
-            DistributedDataParallel, which holds on to the parameters that would be gone.
+            DistributedDataParallel or FullyShardedDataParallel, which hold on to the parameters
+            that would be gone.
     """
     for module in model.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
+        if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
             raise UsageError(
-                "the model is wrapped in DistributedDataParallel, which keeps its parameters",
+                f"the model is wrapped in {type(module).__name__}, which keeps its parameters",
                 advice="Convert first, then wrap.",
             )
     decisions = _decisions(model, Selection.of(include, exclude))
@@ -222,7 +224,11 @@ def _frozen(layer: Any, copies: _Copies) -> FrozenBatchNorm2d:
     frozen: FrozenBatchNorm2d
     if _is_timm_batch_norm_act(layer):
         frozen = FrozenBatchNormAct2d(
-            layer.num_features, layer.eps, affine=layer.affine, drop=layer.drop, act=layer.act
+            layer.num_features,
+            layer.eps,
+            affine=layer.affine,
+            drop=getattr(layer, "drop", None),
+            act=getattr(layer, "act", None),
         )
     else:
         frozen = FrozenBatchNorm2d(layer.num_features, layer.eps, affine=layer.affine)
@@ -235,7 +241,6 @@ def _frozen(layer: Any, copies: _Copies) -> FrozenBatchNorm2d:
 _FROZEN_ELSEWHERE = {
     ("torchvision", "FrozenBatchNorm2d"),
     ("detectron2", "FrozenBatchNorm2d"),
-    ("timm", "FrozenBatchNorm2d"),
     ("timm", "FrozenBatchNormAct2d"),
 }
 
@@ -282,4 +287,9 @@ def _continuing(old: nn.Module, new: _Layer) -> _Layer:
     for name, value in vars(old).items():
         if name.endswith(kept):
             object.__setattr__(new, name, value)
+    hook: Any
+    for hook in new._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False):
+            # The hook is called with a layer that it knows by a weak reference.
+            hook.module = weakref.ref(new)
     return new
