@@ -20,6 +20,7 @@ from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, descr
 
 __all__ = ["TensorFinder", "is_tensor", "storage_element_sizes"]
 
+_MAX_WRAPPERS = 8
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
@@ -59,15 +60,17 @@ class TensorFinder:
             DamagedFileError: The call's arguments are not those of a tensor.
             UnsupportedFileError: The tensor is sparse, quantised, nested or on no device.
         """
-        name = _name(value)
-        if name in _OTHER_LAYOUTS:
-            raise UnsupportedFileError(f"a {_OTHER_LAYOUTS[name]} tensor")
-        if name in _WRAPPERS:
+        for _ in range(_MAX_WRAPPERS):
+            name = _name(value)
+            if name in _OTHER_LAYOUTS:
+                raise UnsupportedFileError(f"a {_OTHER_LAYOUTS[name]} tensor")
+            if name not in _WRAPPERS:
+                return self._dense(value)
             inner = _WRAPPERS[name](value.arguments)
             if not isinstance(inner, Call) or not is_tensor(inner):
                 raise DamagedFileError(expected="a tensor", found=describe(inner))
-            return self.tensor(inner)
-        return self._dense(value)
+            value = inner
+        raise DamagedFileError(f"a tensor wrapped more than {_MAX_WRAPPERS} times")
 
     def _dense(self, call: Call) -> StoredTensor:
         arguments = call.arguments
@@ -132,7 +135,7 @@ def _storage_id(reference: PersistentId) -> tuple[DType, str, int]:
     _, kind, key, _, elements = reference.value[:5]
     if not isinstance(key, str):
         raise DamagedFileError(expected="a storage key", found=describe(key))
-    if type(elements) is not int or elements < 0:
+    if type(elements) is not int or not 0 <= elements < 1 << 63:
         raise DamagedFileError(
             f"storage {key!a}", expected="a number of elements", found=describe(elements)
         )

@@ -11,10 +11,20 @@ from typing import Literal
 
 from frozenbn_cli.containers.source import Extent, chunks
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
+from frozenbn_cli.pickles.values import Value, describe
 
-__all__ = ["DTYPES", "DType", "StoredTensor", "dtype_of_code", "dtype_of_storage"]
+__all__ = [
+    "DTYPES",
+    "DType",
+    "StoredTensor",
+    "dtype_of_code",
+    "dtype_of_storage",
+    "row_major_strides",
+]
 
 _MAX_EXPANDED_BYTES = 256 << 20
+_MAX_DIMENSIONS = 64  # As in PyTorch.
+_MAX_RUNS = 4_000_000  # Each is a step in Python; a transposed matrix has as many as columns.
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ DTYPES = {
         DType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ"),
         DType("float8_e8m0fnu", 1, "F8_E8M0"),
         DType("complex32", 4, None, "ComplexHalfStorage", "complex"),
+        DType("bcomplex32", 4, None, None, "complex"),
         DType("complex64", 8, "C64", "ComplexFloatStorage", "complex"),
         DType("complex128", 16, None, "ComplexDoubleStorage", "complex"),
         DType("int64", 8, "I64", "LongStorage", "int"),
@@ -86,6 +97,14 @@ def dtype_of_storage(name: str) -> DType:
     return _BY_STORAGE[name]
 
 
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a contiguous tensor of ``shape``."""
+    strides = [1] * len(shape)
+    for axis in reversed(range(len(shape) - 1)):
+        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
+    return tuple(strides)
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A view of a storage. Nothing is read until it is asked for.
@@ -99,7 +118,8 @@ class StoredTensor:
         conjugate: Whether the stored imaginary parts stand for their negatives.
 
     Raises:
-        DamagedFileError: The view reaches outside its storage.
+        DamagedFileError: The view reaches outside its storage, or is none.
+        UnsupportedFileError: The view repeats a small storage beyond reason.
     """
 
     dtype: DType
@@ -110,11 +130,15 @@ class StoredTensor:
     conjugate: bool = False
 
     def __post_init__(self) -> None:
+        _check_dimensions(self.shape)
         sizes = (*self.shape, *self.strides, self.offset)
-        if len(self.shape) != len(self.strides) or any(
-            type(size) is not int or not 0 <= size < 1 << 63 for size in sizes
-        ):
-            raise DamagedFileError(f"tensor of shape {self.shape} and strides {self.strides}")
+        if len(self.shape) != len(self.strides) or not all(map(_is_size, sizes)):
+            raise DamagedFileError(
+                f"a tensor of shape {_listed(self.shape)}, strides {_listed(self.strides)} "
+                f"and offset {describe(self.offset)}"
+            )
+        if self.conjugate and self.dtype.kind != "complex":
+            raise DamagedFileError(f"a conjugate tensor of dtype {self.dtype}")
         end_bytes = (self.offset + self._span) * self.dtype.item_bytes
         if self._span and end_bytes > self.storage.size_bytes:
             raise DamagedFileError(
@@ -131,10 +155,8 @@ class StoredTensor:
     @classmethod
     def contiguous(cls, dtype: DType, shape: tuple[int, ...], storage: Extent) -> StoredTensor:
         """Return the view of the whole of ``storage`` in row-major order."""
-        strides = [1] * len(shape)
-        for axis in reversed(range(len(shape) - 1)):
-            strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
-        tensor = cls(dtype, shape, tuple(strides), 0, storage)
+        _check_dimensions(shape)
+        tensor = cls(dtype, shape, row_major_strides(shape), 0, storage)
         if tensor.size_bytes != storage.size_bytes:
             raise DamagedFileError(
                 f"a tensor of shape {shape} and dtype {dtype}",
@@ -171,7 +193,11 @@ class StoredTensor:
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the elements in row-major order, little-endian, in pieces."""
+        """Yield the elements in row-major order, little-endian, in pieces.
+
+        Raises:
+            UnsupportedFileError: The elements lie scattered beyond reason.
+        """
         start = self.offset * self.dtype.item_bytes
         if self.is_contiguous and not self.conjugate:
             yield from chunks(self.storage, start, self.size_bytes)
@@ -202,6 +228,19 @@ class StoredTensor:
         return struct.unpack(f"<{self.elements}{letter}", encoded)
 
 
+def _check_dimensions(shape: tuple[int, ...]) -> None:
+    if len(shape) > _MAX_DIMENSIONS:
+        raise DamagedFileError(f"a tensor of {len(shape)} dimensions")
+
+
+def _is_size(size: Value) -> bool:
+    return type(size) is int and 0 <= size < 1 << 63
+
+
+def _listed(sizes: tuple[Value, ...]) -> str:
+    return "(" + ", ".join(map(describe, sizes[:_MAX_DIMENSIONS])) + ")"
+
+
 _LETTERS = {
     "float64": "d", "float32": "f", "float16": "e", "bool": "?",
     "int64": "q", "int32": "i", "int16": "h", "int8": "b",
@@ -227,6 +266,8 @@ def _gather(
     # The longest axis is copied by slices, the others are walked.
     axes.sort(key=lambda axis: axis[0] if axis[1] else 0)
     count, step, target_step = axes.pop()
+    if math.prod(size for size, _, _ in axes) > _MAX_RUNS:
+        raise UnsupportedFileError(f"a tensor in more than {_MAX_RUNS:,} runs of bytes")
     for place in itertools.product(*(range(size) for size, _, _ in axes)):
         start = sum(at * axis[1] for at, axis in zip(place, axes, strict=True))
         begin = sum(at * axis[2] for at, axis in zip(place, axes, strict=True))

@@ -32,7 +32,8 @@ class AtomicOutput:
     def __init__(self, target: Path, *, replace: bool = False) -> None:
         self.target = target
         self._replace = replace
-        self.path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+        # At most 40 characters are at most 160 bytes, of the 255 that a name may have.
+        self.path = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}.partial"
         self.file: BinaryIO
 
     def __enter__(self) -> AtomicOutput:
@@ -54,12 +55,13 @@ class AtomicOutput:
 
     def check_target(self) -> None:
         """Raise if the target cannot be written, before any work is done."""
-        if self.target.is_dir():
-            raise OutputError("is a folder, not a file", where=(str(self.target),))
-        if not self.target.parent.is_dir():
-            raise OutputError(
-                "cannot be written: its folder does not exist", where=(str(self.target),)
-            )
+        with _as_output_error(self.target):
+            if self.target.is_dir():
+                raise OutputError("is a folder, not a file", where=(str(self.target),))
+            if not self.target.parent.is_dir():
+                raise OutputError(
+                    "cannot be written: its folder does not exist", where=(str(self.target),)
+                )
         if not self._replace and os.path.lexists(self.target):
             raise _exists(self.target)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from frozenbn_cli.containers.source import ByteSource, FileExtent, chunks
 from frozenbn_cli.containers.zip_archive import ZipArchive, check_crc32
@@ -13,24 +13,25 @@ from frozenbn_cli.errors import located
 __all__ = ["fingerprint"]
 
 
-def fingerprint(source: ByteSource, archive: ZipArchive | None = None) -> str:
-    """Return the sha256 of a file in hexadecimal.
+def fingerprint(sources: Iterable[ByteSource], archive: ZipArchive | None = None) -> str:
+    """Return the sha256 of files, one after the other, in hexadecimal.
 
     Args:
-        source: The file.
-        archive: The same file as an archive, whose checksums are checked on the way.
+        sources: The files.
+        archive: The only file as an archive, whose checksums are checked on the way.
 
     Raises:
         DamagedFileError: A record's bytes are not those that were written.
     """
     sha256 = hashlib.sha256()
     checksums = _Checksums(archive) if archive else None
-    position = 0
-    for chunk in chunks(FileExtent(source, 0, source.size_bytes)):
-        sha256.update(chunk)
-        if checksums:
-            checksums.update(chunk, position)
-        position += len(chunk)
+    for source in sources:
+        position = 0
+        for chunk in chunks(FileExtent(source, 0, source.size_bytes)):
+            sha256.update(chunk)
+            if checksums:
+                checksums.update(chunk, position)
+            position += len(chunk)
     return sha256.hexdigest()
 
 

@@ -7,6 +7,8 @@ An 8-byte little-endian header size, a JSON header, then the tensors without hol
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 32 << 20
 _MAX_HEADER_MARKS = 2_000_000
 _METADATA = "__metadata__"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +86,19 @@ def read_header(source: ByteSource) -> SafetensorsHeader:
                 found=f"{source.size_bytes - _LENGTH.size:,}",
                 advice="The file may be truncated; compare its size with the original's.",
             )
-        encoded = source.read(_LENGTH.size, length)
-        if (
-            length > _MAX_HEADER_BYTES
-            or sum(encoded.count(mark) for mark in (b"[", b"{", b",")) > _MAX_HEADER_MARKS
-        ):
+        if length > _MAX_HEADER_BYTES:
             raise UnsupportedFileError(f"{length:,} bytes, which is beyond any model")
+        encoded = source.read(_LENGTH.size, length)
+        if sum(encoded.count(mark) for mark in (b"[", b"{", b",")) > _MAX_HEADER_MARKS:
+            raise UnsupportedFileError("more entries than any model has")
         document = _parse_json(encoded)
         metadata = document.pop(_METADATA, {})
         if not _is_text_mapping(metadata):
             raise DamagedFileError(f"{_METADATA} maps something else than text to text")
         data_start = _LENGTH.size + length
         entries = {name: _entry(name, fields, data_start) for name, fields in document.items()}
-        ordered = sorted(entries.items(), key=lambda item: item[1].start)
+        # An empty tensor begins where its successor does.
+        ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].size_bytes))
         _check_places(ordered, data_start, source.size_bytes)
         return SafetensorsHeader(dict(ordered), metadata)
 
@@ -105,10 +108,12 @@ def _parse_json(encoded: bytes) -> dict[str, Any]:
         mapping = dict(pairs)
         if len(mapping) != len(pairs):
             raise DamagedFileError("a name stands twice")
+        if not all(map(_is_text, mapping)):
+            raise DamagedFileError("a name is no valid text")
         return mapping
 
     try:
-        document = json.loads(encoded, object_pairs_hook=unique)
+        document = json.loads(encoded.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"not JSON ({str(error)[:100]})") from error
     if not isinstance(document, dict):
@@ -117,7 +122,12 @@ def _parse_json(encoded: bytes) -> dict[str, Any]:
 
 
 def _is_text_mapping(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can escape half of a surrogate pair.
+    return isinstance(value, str) and (value.isascii() or not _LONE_SURROGATE.search(value))
 
 
 def _is_size_list(value: Any) -> bool:
@@ -136,7 +146,9 @@ def _entry(name: str, fields: Any, data_start: int) -> SafetensorsEntry:
         or len(fields["data_offsets"]) != 2
     ):
         raise DamagedFileError(
-            f"entry {name[:80]!a}", expected="dtype, shape and data_offsets", found=str(fields)[:80]
+            f"entry {name[:80]!a}",
+            expected="dtype, shape and data_offsets",
+            found=reprlib.repr(fields),
         )
     begin, end = fields["data_offsets"]
     return SafetensorsEntry(

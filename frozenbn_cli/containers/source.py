@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,11 +30,16 @@ class ByteSource:
         self.path = path
         self._lock = threading.Lock()
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                # Opening a pipe would wait for its writer.
+                raise InputError("cannot be read (not a regular file)")
             self._file = path.open("rb", buffering=0)
             self.size_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot be read ({reason})") from error
+        except ValueError as error:  # A NUL in the path.
+            raise InputError(f"cannot be read ({error})") from error
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``.
@@ -134,6 +140,9 @@ class _RawExtent(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        return self._position
+
     def seekable(self) -> bool:
         return True
 
@@ -155,6 +164,8 @@ class _BoundedReader(io.BufferedReader):
     _MAX_LINE_BYTES = 4096
 
     def read(self, count: int | None = -1, /) -> bytes:
+        if count is not None and 0 <= count <= self._MAX_LINE_BYTES:
+            return super().read(count)
         left = max(self.raw.size_bytes - self.tell(), 0)
         return super().read(left if count is None or count < 0 else min(count, left))
 

@@ -10,16 +10,26 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, chunks
+from frozenbn_cli.containers.source import CHUNK_BYTES, ByteSource, Extent, FileExtent, chunks
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 
-__all__ = ["Record", "ZipArchive", "check_crc32"]
+__all__ = [
+    "END",
+    "END64",
+    "END64_LOCATOR",
+    "ENTRY",
+    "LOCAL",
+    "Record",
+    "ZipArchive",
+    "check_crc32",
+]
 
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED = 0x2041  # Flag bits 0, 6 and 13 (4.4.4).
 _MAX_RECORDS = 200_000
 _MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_INFLATION = 1032  # Deflate cannot do more (zlib's technical notes).
+_MAX_INFLATED_PICKLE_BYTES = 64 << 20  # A pickle, unlike a tensor, is held in memory.
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,8 @@ class ZipArchive:
         for record in sorted(self.records.values(), key=lambda record: record.header_start):
             if record.header_start < end:
                 raise DamagedFileError(f"records {previous!a} and {record.name!a} overlap")
-            end = record.header_start + _LOCAL.size + len(record.name) + record.stored_bytes
+            name_bytes = len(record.name.encode())
+            end = record.header_start + LOCAL.size + name_bytes + record.stored_bytes
             previous = record.name
         if end > directory_start:
             raise DamagedFileError(f"record {previous!a} reaches into the directory")
@@ -93,7 +104,7 @@ class ZipArchive:
         with located(f"record {name}"):
             start = _data_start(self.source, record)
             stored = FileExtent(self.source, start, record.stored_bytes)
-            return stored if record.method == _STORED else _Inflated(stored, record.size_bytes)
+        return stored if record.method == _STORED else _Inflated(stored, record)
 
     def read(self, name: str, *, at_most_bytes: int = 1 << 20) -> bytes:
         """Return the whole of a small record, its checksum checked."""
@@ -114,14 +125,14 @@ class ZipArchive:
         Raises:
             DamagedFileError: The bytes are not those that were written.
         """
-        extent, expected = self.extent(name), self.records[name].crc32
-        if not expected:
+        extent, record = self.extent(name), self.records[name]
+        if not record.crc32 and record.method == _STORED:
             return
         found = 0
+        for chunk in chunks(extent):
+            found = zlib.crc32(chunk, found)
         with located(f"record {name}"):
-            for chunk in chunks(extent):
-                found = zlib.crc32(chunk, found)
-            check_crc32(expected, found)
+            check_crc32(record.crc32, found)
 
 
 def check_crc32(expected: int, found: int) -> None:
@@ -136,21 +147,21 @@ def check_crc32(expected: int, found: int) -> None:
 
 
 # Section 4.3.16: end of central directory, from the signature to the comment's length.
-_END = struct.Struct("<4sHHHHIIH")
+END = struct.Struct("<4sHHHHIIH")
 # Section 4.3.15: ZIP64 locator. Section 4.3.14: ZIP64 end of central directory.
-_END64_LOCATOR = struct.Struct("<4sIQI")
-_END64 = struct.Struct("<4sQHHIIQQQQ")
+END64_LOCATOR = struct.Struct("<4sIQI")
+END64 = struct.Struct("<4sQHHIIQQQQ")
 # Section 4.3.12: one entry of the central directory. Section 4.3.7: local header.
-_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+LOCAL = struct.Struct("<4sHHHHHIIIHH")
 
 
 def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
     """Return the central directory's offset, its bytes and its number of records."""
-    tail_start = max(source.size_bytes - _END.size - 0xFFFF, 0)
+    tail_start = max(source.size_bytes - END.size - 0xFFFF, 0)
     tail = source.read(tail_start, source.size_bytes - tail_start)
     found = tail.rfind(b"PK\5\6")
-    while found >= 0 and found + _END.size > len(tail):
+    while found >= 0 and found + END.size > len(tail):
         found = tail.rfind(b"PK\5\6", 0, found)
     if found < 0:
         raise DamagedFileError(
@@ -158,7 +169,7 @@ def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
             advice="The file is truncated, or its download did not finish.",
         )
     end = tail_start + found
-    (_, disk, directory_disk, _, count, size, start, _) = _END.unpack_from(tail, found)
+    (_, disk, directory_disk, _, count, size, start, _) = END.unpack_from(tail, found)
     if disk or directory_disk:
         raise UnsupportedFileError("the ZIP archive is split over several files")
     if count == 0xFFFF or 0xFFFFFFFF in (size, start):
@@ -173,11 +184,11 @@ def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
 
 
 def _read_end64(source: ByteSource, end: int) -> tuple[int, int, int, int]:
-    locator_start = end - _END64_LOCATOR.size
-    signature, _, end64, _ = _END64_LOCATOR.unpack(source.read(locator_start, _END64_LOCATOR.size))
+    locator_start = end - END64_LOCATOR.size
+    signature, _, end64, _ = END64_LOCATOR.unpack(source.read(locator_start, END64_LOCATOR.size))
     if signature != b"PK\6\7":
         raise DamagedFileError("ZIP64 locator is missing", where=(f"byte {locator_start:,}",))
-    fields = _END64.unpack(source.read(end64, _END64.size))
+    fields = END64.unpack(source.read(end64, END64.size))
     if fields[0] != b"PK\6\6":
         raise DamagedFileError("ZIP64 directory end is missing", where=(f"byte {end64:,}",))
     count, size, start = fields[7:10]
@@ -185,15 +196,15 @@ def _read_end64(source: ByteSource, end: int) -> tuple[int, int, int, int]:
 
 
 def _parse_entry(directory: bytes, position: int) -> tuple[Record, int]:
-    if position + _ENTRY.size > len(directory):
+    if position + ENTRY.size > len(directory):
         raise DamagedFileError("the directory ends within an entry")
     (
         signature, _, _, flags, method, _, _, crc32, stored, size,
         name_bytes, extra_bytes, comment_bytes, _, _, _, header,
-    ) = _ENTRY.unpack_from(directory, position)  # fmt: skip
+    ) = ENTRY.unpack_from(directory, position)  # fmt: skip
     if signature != b"PK\1\2":
         raise DamagedFileError("an entry does not begin with its signature")
-    start = position + _ENTRY.size
+    start = position + ENTRY.size
     end = start + name_bytes + extra_bytes + comment_bytes
     if end > len(directory):
         raise DamagedFileError("the directory ends within an entry")
@@ -208,6 +219,8 @@ def _parse_entry(directory: bytes, position: int) -> tuple[Record, int]:
         raise DamagedFileError(
             f"record {name!a} claims {size:,} bytes, which its {stored:,} cannot hold"
         )
+    if method == _DEFLATED and name.endswith(".pkl") and size > _MAX_INFLATED_PICKLE_BYTES:
+        raise UnsupportedFileError(f"record {name!a} of {size:,} bytes is beyond any model")
     return Record(name, method, crc32, stored, size, header), end
 
 
@@ -243,10 +256,10 @@ def _with_zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
 
 
 def _data_start(source: ByteSource, record: Record) -> int:
-    header = source.read(record.header_start, _LOCAL.size)
-    fields = _LOCAL.unpack(header)
+    header = source.read(record.header_start, LOCAL.size)
+    fields = LOCAL.unpack(header)
     name_bytes, extra_bytes = int(fields[9]), int(fields[10])
-    name_start = record.header_start + _LOCAL.size
+    name_start = record.header_start + LOCAL.size
     if fields[0] != b"PK\3\4" or fields[3] != record.method:
         raise DamagedFileError("no local header", where=(f"byte {record.header_start:,}",))
     if source.read(name_start, name_bytes) != record.name.encode():
@@ -265,9 +278,10 @@ def _data_start(source: ByteSource, record: Record) -> int:
 class _Inflated:
     """A deflated record; reading backwards starts again from its beginning."""
 
-    def __init__(self, stored: Extent, size_bytes: int) -> None:
+    def __init__(self, stored: Extent, record: Record) -> None:
         self._stored = stored
-        self.size_bytes = size_bytes
+        self._name = record.name
+        self.size_bytes = record.size_bytes
         self._rewind()
 
     def _rewind(self) -> None:
@@ -277,15 +291,27 @@ class _Inflated:
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start`` of the uncompressed record."""
-        if start < self._position:
-            self._rewind()
-        while self._position < start:
-            self._inflate(min(start - self._position, 1 << 20))
-        parts = []
-        while count:
-            parts.append(self._inflate(count))
-            count -= len(parts[-1])
-        return b"".join(parts)
+        with located(f"record {self._name}"):
+            if start < 0 or start + count > self.size_bytes:
+                raise DamagedFileError(
+                    where=(f"byte {start:,}",),
+                    expected=f"{count:,} bytes",
+                    found=f"{max(self.size_bytes - start, 0):,}",
+                )
+            if start < self._position:
+                self._rewind()
+            while self._position < start:
+                self._inflate(min(start - self._position, CHUNK_BYTES))
+            parts = []
+            while count:
+                parts.append(self._inflate(count))
+                count -= len(parts[-1])
+            while self._position == self.size_bytes and not self._inflater.eof:
+                if self._inflate(1):
+                    raise DamagedFileError(
+                        "the compressed bytes go on", expected=f"{self.size_bytes:,} bytes"
+                    )
+            return b"".join(parts)
 
     def _inflate(self, at_most: int) -> bytes:
         given = self._inflater.unconsumed_tail or next(self._input, b"")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from frozenbn_cli.errors import DamagedFileError
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
@@ -21,6 +21,8 @@ MAX_OPCODES = 2_000_000
 """More than any model needs (a ResNet-50 state dict has 9,000); bounds time and memory."""
 
 _MAX_KEY_DEPTH = 8
+# Parts of nested keys, all together: hashing and comparing them costs more than reading them.
+_MAX_KEY_PARTS = 50_000
 
 
 @dataclass(slots=True)
@@ -31,13 +33,17 @@ class Pickle:
         value: The object, inert.
         protocol: As the pickle declares it; 0 if it declares none.
         persistent_ids: Every reference to something outside, in order of appearance.
-        calls: What unpickling would call, with the byte at which it first does.
+        names: Every name that unpickling would import, with the byte at which it first does.
+        calls: What unpickling would call, likewise.
+        classes: Those of the calls that would make an instance without calling the class.
     """
 
     value: Value = None
     protocol: int = 0
     persistent_ids: list[PersistentId] = field(default_factory=list)
+    names: dict[Global, int] = field(default_factory=dict)
     calls: dict[Global, int] = field(default_factory=dict)
+    classes: set[Global] = field(default_factory=set)
 
 
 def read_pickle(stream: IO[bytes]) -> Pickle:
@@ -59,19 +65,16 @@ class _Machine:
         self._marked: list[list[Value]] = []
         self._memo: dict[int, Value] = {}
         self._pickle = Pickle()
+        self._key_parts = 0
         self._position = stream.tell()
 
     def run(self) -> Pickle:
-        handlers = _HANDLERS
         try:
-            for count, (opcode, argument, position) in enumerate(pickletools.genops(self._stream)):
-                self._position = position or 0
-                if count > MAX_OPCODES:
-                    raise self._damaged(f"more than {MAX_OPCODES:,} opcodes")
-                handler = handlers.get(opcode.name)
-                if handler is None:
-                    raise self._damaged(f"opcode {opcode.name} is none that PyTorch writes")
-                handler(self, argument)
+            for _ in range(MAX_OPCODES):
+                if self._step() == b".":
+                    break
+            else:
+                raise self._damaged(f"more than {MAX_OPCODES:,} opcodes")
         except (ValueError, OverflowError) as error:
             # pickletools reports every kind of bad byte by ValueError.
             raise self._damaged(f"not a pickle ({str(error)[:120]})") from error
@@ -80,6 +83,20 @@ class _Machine:
         if self._stack or self._marked:
             raise self._damaged("values are left on the stack at the end")
         return self._pickle
+
+    def _step(self) -> bytes:
+        """Carry out the next opcode and return it."""
+        code = self._stream.read(1)
+        known = _OPCODES.get(code)
+        if known is None:
+            raise self._damaged(_why_unknown(code))
+        handler, read_argument, argument_bytes = known
+        handler(self, read_argument(self._stream) if read_argument else None)
+        # Asking the stream for its position is slow, and most arguments are of a fixed length.
+        self._position = (
+            self._stream.tell() if argument_bytes < 0 else self._position + 1 + argument_bytes
+        )
+        return code
 
     def _damaged(self, what: str, *, expected: str = "", found: str = "") -> DamagedFileError:
         return DamagedFileError(
@@ -114,7 +131,12 @@ class _Machine:
 
     def _bytes_as_text(self, argument: str) -> None:
         # Python 2 wrote text as bytes; pickletools shows these as Latin-1.
-        self._push(argument.encode("latin-1").decode("utf-8"))
+        self._text(argument.encode("latin-1").decode("utf-8"))
+
+    def _text(self, argument: str) -> None:
+        # CPython keeps one object of each one-character text, as which two that were written
+        # apart could not be told from one that is shared; a padded text is a new object.
+        self._push("".ljust(1, argument) if len(argument) == 1 else argument)
 
     # Containers
 
@@ -130,10 +152,10 @@ class _Machine:
             raise self._damaged("a key without a value")
         target = self._stack[-1]
         pairs = list(zip(values[::2], values[1::2], strict=True))
+        for key in values[::2]:
+            self._check_key(key)
         if isinstance(target, dict):
-            for key, value in pairs:
-                self._check_key(key)
-                target[key] = value
+            target.update(pairs)
         elif isinstance(target, Call):
             target.items += pairs
         else:
@@ -173,30 +195,43 @@ class _Machine:
         self._set_items(values)
 
     def _check_key(self, key: Value, depth: int = 0) -> None:
-        """Refuse keys that cannot be hashed, or whose hashing would exhaust the C stack."""
+        """Refuse keys that cannot be hashed, or only at an unbounded cost."""
         if isinstance(key, (tuple, frozenset)):
             if depth == _MAX_KEY_DEPTH:
                 raise self._damaged(f"a key nested deeper than {_MAX_KEY_DEPTH} levels")
+            self._key_parts += len(key) + 1
+            if self._key_parts > _MAX_KEY_PARTS:
+                raise self._damaged(f"nested keys of more than {_MAX_KEY_PARTS:,} parts")
             for part in key:
                 self._check_key(part, depth + 1)
+        elif isinstance(key, int) and key.bit_length() > 64:
+            # Integers that differ by a multiple of 2**61 - 1 have one hash.
+            raise self._damaged("a key", expected="at most 64 bits", found=describe(key))
         elif isinstance(key, (list, dict, set, bytearray)):
             raise self._damaged("a key", expected="something hashable", found=describe(key))
 
     # Names and calls
 
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._push(Global(module, name))
+    def _global(self, argument: tuple[str, str]) -> None:
+        self._push_name(*argument)
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise self._damaged("a global", expected="two strings", found=describe(name))
-        self._push(Global(module, name))
+        self._push_name(module, name)
+
+    def _push_name(self, module: str, name: str) -> None:
+        named = Global(module, name)
+        self._pickle.names.setdefault(named, self._position)
+        self._push(named)
 
     def _call(self, *, is_new: bool, has_keywords: bool = False) -> None:
         keywords = self._stack.pop() if has_keywords else None
         arguments, function = self._stack.pop(), self._stack.pop()
+        reference = None
+        if isinstance(function, PersistentId) and function.names_class:
+            reference, function = function, function.value[1]
         if not isinstance(function, Global):
             raise self._damaged("a call", expected="of a global", found=describe(function))
         if not isinstance(arguments, tuple) or not isinstance(keywords, (dict, type(None))):
@@ -204,7 +239,9 @@ class _Machine:
                 "a call", expected="a tuple of arguments", found=describe(arguments)
             )
         self._pickle.calls.setdefault(function, self._position)
-        self._push(Call(function, arguments, keywords, is_new))
+        if is_new:
+            self._pickle.classes.add(function)
+        self._push(Call(function, arguments, keywords, is_new, reference=reference))
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -233,11 +270,14 @@ class _Machine:
         self._push(self._memo[index])
 
 
-def _constant(make: Callable[[], Value]) -> Callable[[_Machine, Any], None]:
+_Handler: TypeAlias = Callable[[_Machine, Any], None]
+
+
+def _constant(make: Callable[[], Value]) -> _Handler:
     return lambda machine, _: machine._push(make())
 
 
-_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+_HANDLERS: dict[str, _Handler] = {
     "PROTO": _Machine._protocol,
     "FRAME": lambda *_: None,
     "STOP": _Machine._stop,
@@ -263,6 +303,9 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEM": _Machine._set_item,
     "SETITEMS": lambda machine, _: machine._set_items(machine._pop_mark()),
     "ADDITEMS": _Machine._add_to_set,
+    "BINUNICODE": _Machine._text,
+    "SHORT_BINUNICODE": _Machine._text,
+    "BINUNICODE8": _Machine._text,
     "BINSTRING": _Machine._bytes_as_text,
     "SHORT_BINSTRING": _Machine._bytes_as_text,
     "GLOBAL": _Machine._global,
@@ -286,9 +329,6 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
             "LONG1",
             "LONG4",
             "BINFLOAT",
-            "BINUNICODE",
-            "SHORT_BINUNICODE",
-            "BINUNICODE8",
             "BINBYTES",
             "SHORT_BINBYTES",
             "BINBYTES8",
@@ -297,3 +337,45 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
         _Machine._push,
     ),
 }
+
+
+def _name_pair(stream: IO[bytes]) -> tuple[str, str]:
+    """Read module and name of a GLOBAL as the unpickler does: lines of UTF-8, no escapes."""
+    lines = stream.readline(), stream.readline()
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("a name without its line break")
+    module, name = (line[:-1].decode("utf-8") for line in lines)
+    return module, name
+
+
+def _why_unknown(code: bytes) -> str:
+    if not code:
+        return "the pickle ends before its STOP"
+    for opcode in pickletools.opcodes:
+        if opcode.code.encode("latin-1") == code:
+            return f"opcode {opcode.name} is none that PyTorch writes"
+    return f"not a pickle (there is no opcode {code!r})"
+
+
+_Argument: TypeAlias = Callable[[IO[bytes]], Any]
+
+
+def _opcodes() -> dict[bytes, tuple[_Handler, _Argument | None, int]]:
+    """Return handler, reader of the argument and its length (if fixed) of each opcode, by code."""
+    opcodes: dict[bytes, tuple[_Handler, _Argument | None, int]] = {}
+    for opcode in pickletools.opcodes:
+        handler = _HANDLERS.get(opcode.name)
+        if handler is None:
+            continue
+        argument = opcode.arg
+        code = opcode.code.encode("latin-1")
+        if opcode.name == "GLOBAL":
+            opcodes[code] = handler, _name_pair, -1
+        elif argument is None:
+            opcodes[code] = handler, None, 0
+        else:
+            opcodes[code] = handler, argument.reader, argument.n
+    return opcodes
+
+
+_OPCODES = _opcodes()

@@ -32,6 +32,16 @@ class PersistentId:
 
     value: Value
 
+    @property
+    def names_class(self) -> bool:
+        """Whether it is how a legacy stream refers to a module's class."""
+        return (
+            isinstance(self.value, tuple)
+            and len(self.value) == 4
+            and self.value[0] == "module"
+            and isinstance(self.value[1], Global)
+        )
+
 
 @dataclass(eq=False, slots=True)
 class Call:
@@ -46,6 +56,8 @@ class Call:
         items: The keys and values that would have been set on the object afterwards.
         state: What BUILD would have given to the object; ``has_state`` tells None from nothing.
         has_state: Whether there was a BUILD.
+        reference: What stands for the function in a legacy stream, which keeps the source text of
+            module classes: a persistent id ``('module', class, file, source)``.
     """
 
     function: Global
@@ -56,6 +68,7 @@ class Call:
     items: list[tuple[Value, Value]] = field(default_factory=list)
     state: Value = None
     has_state: bool = False
+    reference: PersistentId | None = None
 
 
 _MAPPINGS = {
@@ -79,7 +92,8 @@ def items_of(value: Value) -> list[tuple[Value, Value]] | None:
     given: list[tuple[Value, Value]] = []
     for argument in value.arguments:
         if isinstance(argument, list) and all(
-            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in argument
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (str, int))
+            for pair in argument
         ):
             given += [(pair[0], pair[1]) for pair in argument]
         elif isinstance(argument, dict):
@@ -96,9 +110,13 @@ def describe(value: Value) -> str:
     if isinstance(value, (str, bytes, bytearray)):
         return ascii(value) if len(value) <= 40 else f"{value[:40]!a}…"
     if isinstance(value, Global):
-        return f"the name {str(value)[:80]}"
+        return f"the name {_printable(value)}"
     if isinstance(value, Call):
-        return f"a {str(value.function)[:80]}"
+        return f"an object of {_printable(value.function)}"
     if isinstance(value, PersistentId):
         return "a reference to a storage"
-    return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+
+
+def _printable(name: Global) -> str:
+    return ascii(str(name))[1:-1][:80]

@@ -109,16 +109,25 @@ class _Writer:
             self.written += b"("
         for part in value:
             self.save(part, depth + 1)
+        if id(value) in self._memo:
+            # One of the parts holds this very tuple and has written it.
+            self.written += b"1" if len(value) > 3 else b"0" * len(value)
+            self._get(self._memo[id(value)][0])
+            return
         self.written += {1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t")
         self._put(value)
 
     def _save_list_or_dict(self, value: list[Value] | dict[Value, Value], depth: int) -> None:
         self.written += b"]" if isinstance(value, list) else b"}"
         self._put(value)
+        # Unlike those of other objects, a last batch of one is marked, and so is an empty one
+        # behind the full batches of a dict.
         if isinstance(value, list):
-            self._append(value, depth)
+            self._append(value, depth, marks_all=len(value) > 1)
         else:
-            self._set_items(list(value.items()), depth)
+            self._set_items(list(value.items()), depth, marks_all=len(value) > 1)
+            if value and not len(value) % _BATCH:
+                self.written += b"(u"
 
     def _save_set(self, value: set[Value] | frozenset[Value], depth: int) -> None:
         self.protocol = max(self.protocol, 4)
@@ -129,6 +138,10 @@ class _Writer:
         self.written += b"("
         for part in value:
             self.save(part, depth + 1)
+        if frozen and id(value) in self._memo:
+            self.written += b"1"
+            self._get(self._memo[id(value)][0])
+            return
         self.written += b"\x91" if frozen else b"\x90"
         if frozen:
             self._put(value)
@@ -139,11 +152,14 @@ class _Writer:
             return
         if "\n" in value.module + value.name:
             raise UnsupportedFileError(f"a name with a line break: {describe(value)}")
-        self.written += f"c{value.module}\n{value.name}\n".encode()
+        try:
+            self.written += f"c{value.module}\n{value.name}\n".encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedFileError(f"no valid text: {describe(value)}") from error
         self._global_memo[value] = self._put(value)
 
     def _save_call(self, call: Call, depth: int) -> None:
-        self.save(call.function, depth + 1)
+        self.save(call.reference or call.function, depth + 1)
         self.save(call.arguments, depth + 1)
         if call.keywords is not None:
             self.protocol = max(self.protocol, 4)
@@ -151,6 +167,11 @@ class _Writer:
             self.written += b"\x92"
         else:
             self.written += b"\x81" if call.is_new else b"R"
+        if id(call) in self._memo:
+            # One of the arguments holds this very object and has written it.
+            self.written += b"0"
+            self._get(self._memo[id(call)][0])
+            return
         self._put(call)
         self._append(call.appended, depth)
         self._set_items(call.items, depth)
@@ -158,22 +179,26 @@ class _Writer:
             self.save(call.state, depth + 1)
             self.written += b"b"
 
-    def _append(self, values: list[Value], depth: int) -> None:
+    def _append(self, values: list[Value], depth: int, *, marks_all: bool = False) -> None:
         for start in range(0, len(values), _BATCH):
             batch = values[start : start + _BATCH]
-            self.written += b"(" if len(batch) > 1 else b""
+            is_marked = marks_all or len(batch) > 1
+            self.written += b"(" if is_marked else b""
             for value in batch:
                 self.save(value, depth + 1)
-            self.written += b"e" if len(batch) > 1 else b"a"
+            self.written += b"e" if is_marked else b"a"
 
-    def _set_items(self, items: list[tuple[Value, Value]], depth: int) -> None:
+    def _set_items(
+        self, items: list[tuple[Value, Value]], depth: int, *, marks_all: bool = False
+    ) -> None:
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
-            self.written += b"(" if len(batch) > 1 else b""
+            is_marked = marks_all or len(batch) > 1
+            self.written += b"(" if is_marked else b""
             for key, value in batch:
                 self.save(key, depth + 1)
                 self.save(value, depth + 1)
-            self.written += b"u" if len(batch) > 1 else b"s"
+            self.written += b"u" if is_marked else b"s"
 
     def _put(self, value: Any) -> int:
         index = len(self._memo)
