@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frozenbn_cli.checkpoints.checkpoint import Checkpoint
-from frozenbn_cli.checkpoints.safetensors import open_safetensors
-from frozenbn_cli.checkpoints.state_dict import open_legacy, open_zip
+from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
+from frozenbn_cli.checkpoints.likeness import likeness
+from frozenbn_cli.checkpoints.pickled import open_legacy, open_zip
+from frozenbn_cli.checkpoints.safetensors import find_index, open_safetensors, open_sharded
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
-from frozenbn_cli.errors import InputError, UnsupportedFileError, located
+from frozenbn_cli.errors import UnsupportedFileError, located
 
-__all__ = ["Checkpoint", "StoredTensor", "open_checkpoint"]
+__all__ = ["Checkpoint", "LayerFacts", "StateDict", "StoredTensor", "open_checkpoint"]
 
-_HEAD_BYTES = 64
+_HEAD_BYTES = 512
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, keep_prefix: bool = False) -> Checkpoint:
     """Open a model file; nothing in it is executed, and no tensor is read yet.
+
+    Args:
+        path: A file, or a folder with the index of a sharded safetensors checkpoint.
+        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
 
     Returns:
         The open file, to be used in a ``with`` block.
@@ -29,41 +34,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     with located(str(path)):
-        if path.is_dir():
-            raise InputError("is a folder, not a file")
-        source = ByteSource(path)
+        source = ByteSource(find_index(path) if path.is_dir() else path)
     try:
         with located(str(path)):
-            return _open(source)
+            return _open(source, keep_prefix)
     except BaseException:
         source.close()
         raise
 
 
-def _open(source: ByteSource) -> Checkpoint:
+def _open(source: ByteSource, keep_prefix: bool) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.startswith(b"PK\3\4"):
-        return open_zip(source)
+        return open_zip(source, keep_prefix=keep_prefix)
     if has_legacy_magic(head):
-        return open_legacy(source)
+        return open_legacy(source, keep_prefix=keep_prefix)
     if looks_like_safetensors(head, source.size_bytes):
-        return open_safetensors(source)
+        return open_safetensors(source, keep_prefix=keep_prefix)
+    if head.lstrip().startswith(b"{"):
+        return open_sharded(source, keep_prefix=keep_prefix)
     raise UnsupportedFileError(
-        expected="a file that PyTorch or safetensors wrote", found=_likeness(head)
+        expected="a file that PyTorch or safetensors wrote", found=likeness(head)
     )
-
-
-def _likeness(head: bytes) -> str:
-    """Return what the beginning of an unknown file looks like."""
-    text = head.lstrip().lower()
-    if not head:
-        return "an empty file"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (run `git lfs pull` to get the file itself)"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page (a download that answered with a page)"
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file, as Keras writes"
-    if head.startswith(b"\x80"):
-        return "a bare pickle"
-    return f"bytes {head[:16].hex(' ')}"

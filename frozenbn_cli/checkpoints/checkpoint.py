@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -10,51 +11,143 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
-from frozenbn_cli.errors import located
+from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "LayerFacts", "StateDict"]
 
 
 @dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What a file says of one normalisation layer beside its entries; None where it is silent.
+
+    Attributes:
+        type_name: The layer's class, with its module.
+        channels: C.
+        eps: Added to the variance.
+        momentum: Of the running average; None also stands for a cumulative one.
+        tracks_statistics: Whether there are running statistics.
+        frozen: Whether the layer is a frozen one.
+    """
+
+    type_name: str | None = None
+    channels: int | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    tracks_statistics: bool = True
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The entries of one model.
+
+    Attributes:
+        key: Where in the file it stands, such as ``state_dict`` or ``ema.module``; empty if it is
+            the whole file.
+        entries: The tensors by name, in the file's order, without the prefix.
+        left_out: What else it holds, which is no tensor: name and description.
+        prefix: What wrappers put in front of every name, such as ``module.``.
+        layers: What the file says of its layers, by their names without the prefix.
+        is_module: Whether it is a pickled module rather than a mapping.
+    """
+
+    key: str
+    entries: Mapping[str, StoredTensor]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    layers: Mapping[str, LayerFacts] = field(default_factory=dict)
+    is_module: bool = False
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether there is a layer with running statistics, or that could have them."""
+        return bool(self.layers) or any(
+            name.rpartition(".")[2] == "running_mean" for name in self.entries
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An open model file; a context manager that closes it.
 
     Attributes:
-        source: The file.
+        sources: The file; several where the checkpoint is sharded.
         kind: What it holds, such as ``state dict``.
         container: How it is stored, such as ``PyTorch ZIP``.
-        entries: The tensors by name, in the file's order.
-        left_out: What else the file holds beside the tensors: name and description.
+        state_dicts: The models in it.
+        beside: What the file holds beside them, such as an optimizer: name and description.
         metadata: The free-form text of a safetensors file.
         archive: The file as an archive, if it is one.
+        foreign_names: What unpickling the file would import that a model has no need of, with
+            whether it would also be called.
+        advice: What can be done with a kind that holds no state dict.
     """
 
-    source: ByteSource
+    sources: tuple[ByteSource, ...]
     kind: str
     container: str
-    entries: dict[str, StoredTensor]
-    left_out: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    state_dicts: tuple[StateDict, ...]
+    beside: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     archive: ZipArchive | None = None
+    foreign_names: Mapping[str, bool] = field(default_factory=dict)
+    advice: str = ""
 
     @property
     def path(self) -> Path:
-        """The file's path, as the user gave it."""
-        return self.source.path
+        """The file's path, as the user gave it; that of the index where it is sharded."""
+        return self.sources[0].path
 
     @property
     def size_bytes(self) -> int:
-        """The file's size."""
-        return self.source.size_bytes
+        """The size of the file, or of all files."""
+        return sum(source.size_bytes for source in self.sources)
+
+    @property
+    def entries(self) -> Mapping[str, StoredTensor]:
+        """The tensors of the one state dict."""
+        return self.state_dict().entries
+
+    def state_dict(self, key: str | None = None) -> StateDict:
+        """Return the state dict that is meant.
+
+        Args:
+            key: Where in the file it stands; None for the only one, or the only one with BatchNorm.
+
+        Raises:
+            UsageError: There is none at ``key``, or several that could be meant.
+            UnsupportedFileError: The file holds none at all.
+        """
+        if not self.state_dicts:
+            raise UnsupportedFileError(
+                expected="a state dict", found=f"a {self.kind}", advice=self.advice
+            )
+        known = ", ".join(repr(part.key) for part in self.state_dicts)
+        if key is not None:
+            for part in self.state_dicts:
+                if part.key == key:
+                    return part
+            raise UsageError(f"no state dict at key {key!a}", advice=f"There are {known}.")
+        candidates = [part for part in self.state_dicts if part.has_batch_norm]
+        candidates = candidates or list(self.state_dicts[:1])
+        if len(candidates) > 1:
+            raise UsageError(
+                f"{len(candidates)} state dicts with BatchNorm",
+                found=", ".join(repr(part.key) for part in candidates),
+                advice="Choose one with --key.",
+            )
+        return candidates[0]
 
     def fingerprint(self) -> str:
         """Return the file's sha256; reads all of it and checks its checksums.
+
+        For a sharded checkpoint, of the index and the shards one after the other.
 
         Raises:
             DamagedFileError: A record's checksum does not match.
         """
         with located(str(self.path)):
-            return fingerprint(self.source, self.archive)
+            return fingerprint(self.sources, self.archive)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -65,4 +158,5 @@ class Checkpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.source.close()
+        for source in self.sources:
+            source.close()

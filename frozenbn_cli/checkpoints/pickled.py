@@ -1,32 +1,45 @@
-"""Opens state dicts that `torch.save` pickled, in its ZIP format and in the legacy one."""
+"""Opens what `torch.save` pickled, in its ZIP format and in the legacy one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
-from frozenbn_cli.checkpoints.pickled_tensors import (
-    TensorFinder,
-    is_tensor,
-    storage_element_sizes,
-)
-from frozenbn_cli.checkpoints.tensors import StoredTensor
+from frozenbn_cli.checkpoints.foreign_names import foreign_names
+from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
+from frozenbn_cli.checkpoints.state_dicts import kind_of, state_dicts_in
 from frozenbn_cli.containers.legacy_stream import LegacyStream
 from frozenbn_cli.containers.source import ByteSource, Extent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
-from frozenbn_cli.pickles.reader import read_pickle
-from frozenbn_cli.pickles.values import Call, Value, describe, items_of
+from frozenbn_cli.pickles.reader import Pickle, read_pickle
 
-__all__ = ["open_legacy", "open_zip"]
+__all__ = ["METADATA_KEY", "open_legacy", "open_zip"]
+
+METADATA_KEY = "frozenbn.conversion"
+"""Where a file carries the record of its conversion."""
+
+_NO_METADATA: Mapping[str, str] = {}
 
 
-def open_zip(source: ByteSource) -> Checkpoint:
-    """Open a ZIP archive that `torch.save` wrote.
+def open_zip(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
+    """Open a ZIP archive that PyTorch wrote.
 
     Raises:
         DamagedFileError: The archive contradicts itself; says where.
-        UnsupportedFileError: The archive holds something else than a state dict.
+        UnsupportedFileError: The archive holds something else than a model.
     """
     archive = ZipArchive(source)
+    if other := _other_kind(archive):
+        kind, advice = other
+        return Checkpoint(
+            sources=(source,),
+            kind=kind,
+            container="PyTorch ZIP",
+            state_dicts=(),
+            archive=archive,
+            advice=advice,
+        )
     root = _root(archive)
     if f"{root}byteorder" in archive.records and archive.read(f"{root}byteorder") != b"little":
         raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
@@ -34,22 +47,33 @@ def open_zip(source: ByteSource) -> Checkpoint:
     archive.check(record)
     with located(f"record {record}"):
         pickle = read_pickle(stream(archive.extent(record)))
+    metadata = {}
+    if (conversion := f"{root}{METADATA_KEY}.json") in archive.records:
+        metadata[METADATA_KEY] = archive.read(conversion, at_most_bytes=16 << 20).decode(
+            "utf-8", "replace"
+        )
 
     def storage(key: str) -> Extent:
         return archive.extent(f"{root}data/{key}")
 
-    entries, left_out = _state_dict(pickle.value, TensorFinder(storage))
-    return Checkpoint(
-        source, "state dict", "PyTorch ZIP", entries, left_out=left_out, archive=archive
+    finder = TensorFinder(storage)
+    return _checkpoint(
+        source,
+        "PyTorch ZIP",
+        pickle,
+        finder,
+        archive=archive,
+        metadata=metadata,
+        keep_prefix=keep_prefix,
     )
 
 
-def open_legacy(source: ByteSource) -> Checkpoint:
+def open_legacy(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
     """Open a file in the format that `torch.save` wrote before version 1.6.
 
     Raises:
         DamagedFileError: The stream contradicts itself; says where.
-        UnsupportedFileError: The file holds something else than a state dict.
+        UnsupportedFileError: The file holds something else than a model.
     """
     legacy = LegacyStream.read(source, storage_element_sizes)
 
@@ -58,8 +82,50 @@ def open_legacy(source: ByteSource) -> Checkpoint:
             raise DamagedFileError(f"storage {key!a} is missing from the file")
         return legacy.storages[key]
 
-    entries, left_out = _state_dict(legacy.pickle.value, TensorFinder(storage))
-    return Checkpoint(source, "state dict", "PyTorch legacy", entries, left_out=left_out)
+    finder = TensorFinder(storage)
+    return _checkpoint(source, "PyTorch legacy", legacy.pickle, finder, keep_prefix=keep_prefix)
+
+
+def _checkpoint(
+    source: ByteSource,
+    container: str,
+    pickle: Pickle,
+    finder: TensorFinder,
+    *,
+    archive: ZipArchive | None = None,
+    metadata: Mapping[str, str] = _NO_METADATA,
+    keep_prefix: bool,
+) -> Checkpoint:
+    parts, beside = state_dicts_in(pickle.value, finder, keep_prefix=keep_prefix)
+    return Checkpoint(
+        sources=(source,),
+        kind=kind_of(pickle.value, parts),
+        container=container,
+        state_dicts=parts,
+        beside=beside,
+        archive=archive,
+        metadata=metadata,
+        foreign_names=foreign_names(
+            pickle, classes_are_expected=any(part.is_module for part in parts)
+        ),
+    )
+
+
+def _other_kind(archive: ZipArchive) -> tuple[str, str] | None:
+    """Return the kind of an archive that is no pickle of `torch.save`, and what can be done."""
+    names = {name.partition("/")[2] for name in archive.records}
+    if "bytecode.pkl" in names:
+        return (
+            "TorchScript archive for mobile",
+            "Its bytecode cannot be edited; convert the original.",
+        )
+    if "constants.pkl" in names:
+        return "TorchScript archive", "Convert the state dict it was made from."
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return "exported program (torch.export)", "Freeze the model and export it again."
+    if "serialized_exported_program.json" in archive.records:
+        return "exported program (torch.export)", "Freeze the model and export it again."
+    return None
 
 
 def _root(archive: ZipArchive) -> str:
@@ -74,32 +140,4 @@ def _root(archive: ZipArchive) -> str:
             expected="one record named <folder>/data.pkl",
             found=", ".join(list(archive.records)[:3]) or "no records",
         )
-    if f"{roots[0]}constants.pkl" in archive.records:
-        raise UnsupportedFileError(
-            "a TorchScript archive, which is not converted yet",
-            advice="Convert the state dict it was made from.",
-        )
     return roots[0]
-
-
-def _state_dict(
-    value: Value, finder: TensorFinder
-) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    items = items_of(value)
-    if items is None:
-        what = "a whole pickled module" if isinstance(value, Call) else describe(value)
-        raise UnsupportedFileError(
-            expected="a state dict",
-            found=what,
-            advice="Save the weights with `torch.save(model.state_dict(), path)`.",
-        )
-    entries: dict[str, StoredTensor] = {}
-    left_out: dict[str, str] = {}
-    for key, entry in items:
-        name = key if isinstance(key, str) else describe(key)
-        if isinstance(entry, Call) and is_tensor(entry):
-            with located(f"entry {name[:80]!a}"):
-                entries[name] = finder.tensor(entry)
-        else:
-            left_out[name] = describe(entry)
-    return entries, left_out

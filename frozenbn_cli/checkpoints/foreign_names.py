@@ -1,0 +1,67 @@
+"""Names that a pickled model has no business with: what unpickling it would import or call."""
+
+from __future__ import annotations
+
+from frozenbn_cli.checkpoints.tensors import DTYPES, dtype_of_storage
+from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.pickles.reader import Pickle
+from frozenbn_cli.pickles.values import Global
+
+__all__ = ["foreign_names"]
+
+# What state dicts and training checkpoints are made of. None of it runs, opens or evaluates
+# anything when it is called with arguments out of a pickle.
+_MODELS_ARE_MADE_OF = {
+    "torch": {"Size", "device", "Tensor", "Generator", "float", "half", *DTYPES},
+    "torch.nn.parameter": {"Parameter", "Buffer"},
+    "torch._tensor": {"_rebuild_from_type_v2"},
+    "torch.serialization": {"_get_layout"},
+    "torch.torch_version": {"TorchVersion"},
+    "collections": {"OrderedDict", "defaultdict", "Counter", "deque"},
+    "numpy": {"ndarray", "dtype", "bool_", "int64", "float64", "float32"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "_codecs": {"encode"},
+    "copy_reg": {"_reconstructor"},
+    "copyreg": {"_reconstructor"},
+    "functools": {"partial"},
+    "argparse": {"Namespace"},
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath"},
+    "datetime": {"date", "datetime", "time", "timedelta"},
+}
+_BUILTINS = {
+    "set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes",
+    "bytearray", "slice", "range", "object",
+}  # fmt: skip
+
+
+def foreign_names(pickle: Pickle, *, classes_are_expected: bool) -> dict[str, bool]:
+    """Return the names that no model needs, and whether unpickling would call each.
+
+    Args:
+        pickle: As it was read.
+        classes_are_expected: Whether the file is a pickled module, which cannot but name its
+            classes; then only what would be called as a function counts.
+    """
+    return {
+        str(name): name in pickle.calls
+        for name in pickle.names
+        if not _is_expected(name)
+        and (not classes_are_expected or (name in pickle.calls and name not in pickle.classes))
+    }
+
+
+def _is_expected(name: Global) -> bool:
+    if name.module in ("builtins", "__builtin__"):
+        return name.name in _BUILTINS
+    if name.module == "torch._utils":
+        return name.name.startswith("_rebuild_")
+    return name.name in _MODELS_ARE_MADE_OF.get(name.module, ()) or _is_storage(name)
+
+
+def _is_storage(name: Global) -> bool:
+    try:
+        dtype_of_storage(name.name)
+    except UnsupportedFileError:
+        return False
+    return name.module in ("torch", "torch.cuda", "torch.storage")

@@ -1,0 +1,46 @@
+"""What a file that is no model of ours looks like, so that the message can say it."""
+
+from __future__ import annotations
+
+__all__ = ["likeness"]
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` gets the file itself)"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes"),
+    (b"GGUF", "a GGUF file, as llama.cpp writes"),
+    (b"\x1f\x8b", "a gzip file (unpack it first)"),
+    (b"BZh", "a bzip2 file (unpack it first)"),
+    (b"\xfd7zXZ", "an xz file (unpack it first)"),
+    (b"(\xb5/\xfd", "a zstd file (unpack it first)"),
+    (b"7z\xbc\xaf", "a 7-Zip file (unpack it first)"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"%PDF", "a PDF document"),
+    (b"\x7fELF", "a program or library"),
+    (b"PK\5\6", "an empty ZIP archive"),
+)
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+
+
+def likeness(head: bytes) -> str:
+    """Return what a file that begins with ``head`` looks like."""
+    if not head:
+        return "an empty file"
+    for beginning, name in _BEGINNINGS:
+        if head.startswith(beginning):
+            return name
+    if head.lstrip().lower().startswith(_PAGES):
+        return "a web page (a download that was answered with a page)"
+    if head[257:262] == b"ustar":
+        return "a tar archive (unpack it first, or save the model with PyTorch 0.1.10 or newer)"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    # Protobuf: ir_version (field 1, a small number), then producer_name (field 2, text).
+    if head[:1] == b"\x08" and head[2:3] == b"\x12" and head[4 : 4 + head[3]].isascii():
+        return "an ONNX model"
+    if head[:1] == b"\x08" or head[:2] in (b"\x0a\x1b", b"\x0a\x1c"):
+        return "a protocol buffer, such as a TensorFlow model"
+    if head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5:
+        return "a bare pickle, which `torch.save` does not write"
+    if not head.strip(b"\0"):
+        return "zeros (a download that did not finish)"
+    return f"bytes {head[:16].hex(' ')}"

@@ -1,0 +1,134 @@
+"""Reads whole modules that `torch.save` pickled, without their classes.
+
+A module is pickled as its class (NEWOBJ) and its ``__dict__`` (BUILD), in which ``_parameters``,
+``_buffers`` and ``_modules`` hold what a state dict is made of. See ``torch/nn/modules/module.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict
+from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
+from frozenbn_cli.checkpoints.tensors import StoredTensor
+from frozenbn_cli.errors import DamagedFileError, located
+from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
+
+__all__ = ["is_module", "module_state_dict"]
+
+_MAX_MODULES = 200_000
+_MAX_DEPTH = 200
+_FROZEN_HOMES = ("torchvision.", "timm.", "detectron2.", "frozenbn_cli.")
+
+
+def is_module(value: Value) -> bool:
+    """Return whether ``value`` would become an ``nn.Module``."""
+    return isinstance(value, Call) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def module_class(module: Call) -> str:
+    """Return the class of a pickled module, with its package."""
+    if module.function == Global("copy_reg", "_reconstructor") and module.arguments:
+        return str(module.arguments[0])
+    return str(module.function)
+
+
+def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
+    """Return what ``root.state_dict()`` would be, and what each BatchNorm in it says of itself.
+
+    Raises:
+        DamagedFileError: The object tree is not that of a module.
+        UnsupportedFileError: A tensor is of an unsupported layout.
+    """
+    entries: dict[str, StoredTensor] = {}
+    layers: dict[str, LayerFacts] = {}
+    for name, module in _walk(root):
+        prefix = f"{name}." if name else ""
+        for entry, value in _own_tensors(module):
+            with located(f"entry {prefix + entry!a}"):
+                entries[prefix + entry] = finder.tensor(value)
+        if facts := _facts(module):
+            layers[name] = facts
+    return StateDict(key, entries, layers=layers, is_module=True)
+
+
+def _walk(root: Call) -> Iterator[tuple[str, Call]]:
+    """Yield every module under each of its names, parents before children."""
+    waiting = [("", root, 0)]
+    count = 0
+    while waiting:
+        name, module, depth = waiting.pop()
+        count += 1
+        if count > _MAX_MODULES or depth > _MAX_DEPTH:
+            raise DamagedFileError("more modules within each other than any model has")
+        yield name, module
+        children = []
+        for child_name, child in _items(module, "_modules"):
+            if is_module(child):
+                full_name = f"{name}.{child_name}" if name else str(child_name)
+                children.append((full_name, child, depth + 1))
+        waiting += reversed(children)
+
+
+def _items(module: Call, attribute: str) -> list[tuple[Value, Value]]:
+    value = module.state.get(attribute)
+    items = items_of(value)
+    if items is None:
+        raise DamagedFileError(
+            f"{module_class(module)}.{attribute}", expected="a dict", found=describe(value)
+        )
+    return items
+
+
+def _own_tensors(module: Call) -> Iterator[tuple[str, Call]]:
+    hidden = _non_persistent(module)
+    for attribute in ("_parameters", "_buffers"):
+        for name, value in _items(module, attribute):
+            if isinstance(value, Call) and is_tensor(value) and name not in hidden:
+                yield str(name), value
+
+
+def _non_persistent(module: Call) -> set[Value]:
+    """Return the names of the buffers that a state dict leaves out."""
+    names = module.state.get("_non_persistent_buffers_set")
+    if isinstance(names, Call):  # Protocol 2 has no sets: ``set([…])``.
+        names = names.arguments[0] if names.arguments else ()
+    if isinstance(names, (list, set, frozenset, tuple)):
+        return {name for name in names if isinstance(name, str)}
+    return set()
+
+
+def _facts(module: Call) -> LayerFacts | None:
+    """Return what a BatchNorm or its frozen kind says of itself; None for other modules."""
+    type_name = module_class(module)
+    name = type_name.rpartition(".")[2]
+    state: dict[str, Any] = module.state
+    buffers = dict(_items(module, "_buffers"))
+    if not ({"running_mean", "running_var"} <= buffers.keys() or "BatchNorm" in name):
+        return None
+    frozen = "FrozenBatchNorm" in name and type_name.startswith(_FROZEN_HOMES)
+    return LayerFacts(
+        type_name=type_name,
+        channels=_whole_number(state.get("num_features")),
+        eps=_number("eps", state.get("eps"), at_most=1e30),
+        momentum=_number("momentum", state.get("momentum"), at_most=1),
+        tracks_statistics=all(
+            buffers.get(role) is not None for role in ("running_mean", "running_var")
+        ),
+        frozen=frozen,
+    )
+
+
+def _whole_number(value: Value) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def _number(name: str, value: Value, *, at_most: float) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= at_most:
+        raise DamagedFileError(
+            f"{name} of a BatchNorm", expected="a number of 0 or more", found=describe(value)
+        )
+    return float(value)
