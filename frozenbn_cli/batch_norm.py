@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenbn_cli.checkpoints import StoredTensor
+from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 
 __all__ = ["DEFAULT_EPS", "ROLES", "BatchNorm", "Eps", "Role", "find_batch_norms"]
 
@@ -40,26 +40,32 @@ class BatchNorm:
     Attributes:
         name: The prefix of its entries; empty if the file holds this layer alone.
         tensors: Its entries by role; roles that the file does not hold are missing.
+        channels: C, the number of channels.
         eps: With its source.
         spatial_dims: 2 for BatchNorm2d, 1 or 3 for its siblings, None where nothing tells.
-        dims_source: The entry that the number of dimensions is inferred from, if any.
+        dims_source: The entry that the number of dimensions is inferred from; None if it is read
+            from the layer's class, or nothing tells.
+        momentum: Of the running average; None where the file is silent or it is cumulative.
         batches_tracked: How many batches formed the statistics; None where nothing counts them.
+        type_name: The layer's class, with its module; None where the file is silent.
         frozen_already: Whether the file says that the layer is frozen.
     """
 
     name: str
     tensors: dict[Role, StoredTensor]
+    channels: int
     eps: Eps
     spatial_dims: int | None = None
     dims_source: str | None = None
+    momentum: float | None = None
     batches_tracked: int | None = None
+    type_name: str | None = None
     frozen_already: bool = False
 
     @property
-    def channels(self) -> int:
-        """C, the number of channels."""
-        tensor = self.tensors.get("running_mean") or self.tensors["running_var"]
-        return tensor.elements
+    def has_statistics(self) -> bool:
+        """Whether there is a running mean or a running variance."""
+        return "running_mean" in self.tensors or "running_var" in self.tensors
 
     def entry_name(self, role: Role) -> str:
         """Return the name of an entry of this layer in the state dict."""
@@ -67,22 +73,24 @@ class BatchNorm:
 
 
 def find_batch_norms(
-    entries: Mapping[str, StoredTensor],
+    state_dict: StateDict,
     *,
     eps: float | None = None,
     frozen: Mapping[str, Eps] | None = None,
 ) -> list[BatchNorm]:
     """Return the BatchNorm layers of a state dict, in the order of their first entries.
 
-    A layer is a group of entries with ``running_mean`` or ``running_var``.
+    A layer is a group of entries with ``running_mean`` or ``running_var``, or what the file itself
+    calls one.
 
     Args:
-        entries: The state dict.
-        eps: As given by the user, for every layer; None if it was not.
-        frozen: The layers that the file says are frozen, with their eps.
+        state_dict: Entries, and what the file says of the layers.
+        eps: As given by the user, for every layer whose eps the file does not hold.
+        frozen: The layers that frozenbn froze, with their eps.
     """
     frozen = frozen or {}
     unknown = Eps(DEFAULT_EPS, "assumed") if eps is None else Eps(eps, "given")
+    entries = state_dict.entries
     names = list(
         dict.fromkeys(
             name.rpartition(".")[0]
@@ -90,24 +98,45 @@ def find_batch_norms(
             if name.rpartition(".")[2] in ("running_mean", "running_var")
         )
     )
+    names += [name for name in state_dict.layers if name not in names]
     groups = {name: _group(name, entries) for name in names}
     weights = _Weights(entries, groups)
     layers = []
     for name, tensors in groups.items():
-        channels = (tensors.get("running_mean") or tensors["running_var"]).elements
-        dims, source = weights.dims_around(name, channels)
+        facts = state_dict.layers.get(name, LayerFacts())
+        read = unknown if facts.eps is None else Eps(facts.eps, "read")
+        channels = _channels(tensors, facts)
+        dims, source = _dims_of_class(facts.type_name), None
+        if dims is None:
+            dims, source = weights.dims_around(name, channels)
         layers.append(
             BatchNorm(
                 name,
                 tensors,
-                frozen.get(name, unknown),
+                channels,
+                frozen.get(name, read),
                 dims,
                 source,
+                facts.momentum,
                 _count(tensors.get("num_batches_tracked")),
-                name in frozen,
+                facts.type_name,
+                facts.frozen or name in frozen,
             )
         )
     return layers
+
+
+def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:
+    for role in ("running_mean", "running_var", "weight"):
+        if role in tensors:
+            return tensors[role].elements
+    return facts.channels or 0
+
+
+def _dims_of_class(type_name: str | None) -> int | None:
+    """Return the spatial dimensions that a class of PyTorch or timm stands for, if it does."""
+    name = (type_name or "").rpartition(".")[2]
+    return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3, "BatchNormAct2d": 2}.get(name)
 
 
 def _group(name: str, entries: Mapping[str, StoredTensor]) -> dict[Role, StoredTensor]:

@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import frozenbn_cli
-from frozenbn_cli.batch_norm import find_batch_norms
-from frozenbn_cli.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
-from frozenbn_cli.containers.safetensors_file import SafetensorsWriter
 from frozenbn_cli.errors import (
     NothingToFreezeError,
     RefusedError,
     UnhealthyStatisticsError,
-    UnsupportedFileError,
     UsageError,
     VerificationError,
     located,
 )
-from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
-from frozenbn_cli.plan import Plan, make_plan
+from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.outputs import OUTPUTS, SUFFIXES, Output, OutputFormat
+from frozenbn_cli.plan import Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
 
 __all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_checkpoint"]
@@ -44,6 +42,9 @@ class ConvertOptions:
     """How to convert.
 
     Attributes:
+        to: The format of the output.
+        key: Which state dict of a file that holds several, such as ``model_ema``.
+        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
         eps: Of every layer whose eps the file does not hold; None assumes PyTorch's 1e-5.
         selection: Which layers to freeze.
         force: Replace an output that exists.
@@ -52,6 +53,9 @@ class ConvertOptions:
         verify: Check the written file before it gets its name.
     """
 
+    to: OutputFormat = "safetensors"
+    key: str | None = None
+    keep_prefix: bool = False
     eps: float | None = None
     selection: Selection = field(default_factory=Selection)
     force: bool = False
@@ -74,8 +78,13 @@ class ConversionResult:
         input_sha256: None until all of it was read.
         output_path: Where the result is, or would be.
         output_bytes: Its size; None where nothing was written.
-        entries: The names of all entries of the input.
-        left_out: What else the input holds, which safetensors cannot hold: name and description.
+        key: Where in the file the state dict stands; empty if it is the whole file.
+        prefix: What was taken off every name, such as ``module.``.
+        entries: The names of all entries of the state dict, without the prefix.
+        left_out: What else the state dict holds, which is no tensor: name and description.
+        beside: What the file holds beside the state dict, such as an optimizer.
+        foreign_names: What unpickling the input would import that a model has no need of, with
+            whether it would also be called.
         plan: Layers, findings and edits.
         claims: What was verified.
         seconds: The time of each stage.
@@ -89,8 +98,12 @@ class ConversionResult:
     input_sha256: str | None = None
     output_path: Path
     output_bytes: int | None = None
+    key: str
+    prefix: str
     entries: tuple[str, ...]
     left_out: Mapping[str, str]
+    beside: Mapping[str, str]
+    foreign_names: Mapping[str, bool]
     plan: Plan
     claims: tuple[Claim, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -103,14 +116,15 @@ def convert_checkpoint(
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
-    """Freeze the BatchNorm2d layers of a checkpoint and write it as safetensors.
+    """Freeze the BatchNorm2d layers of a checkpoint and write its weights.
 
     The output is verified against the input before it gets its name: it is whole and right, or
     not there. The input is never changed, and nothing in it is executed.
 
     Args:
         path: The checkpoint.
-        output: Where the result belongs; beside the input as ``NAME.frozen.safetensors`` if None.
+        output: Where the result belongs; beside the input as ``NAME.frozen.safetensors`` or
+            ``NAME.frozen.pt`` if None.
         options: How to convert.
         progress: Is told how far the work has come.
 
@@ -125,20 +139,25 @@ def convert_checkpoint(
             failed; the error's ``result`` holds what was found until then.
     """
     path = Path(path)
-    target = default_output(path) if output is None else Path(output)
-    with open_checkpoint(path) as checkpoint:
-        return _Conversion(checkpoint, target, options or ConvertOptions(), progress).run()
+    options = options or ConvertOptions()
+    target = default_output(path, options.to) if output is None else Path(output)
+    with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
+        return _Conversion(checkpoint, target, options, progress).run()
 
 
-_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights"}
+_INPUT_SUFFIXES = {
+    ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
+    ".json",
+}  # fmt: skip
 
 
-def default_output(path: Path) -> Path:
+def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
     """Return where the result of converting ``path`` goes if the user does not say."""
+    path = path.resolve() if path.name in ("", "..") else path
     name = path.name
-    while (suffix := Path(name).suffix) in _SUFFIXES:
+    while (suffix := Path(name).suffix) in _INPUT_SUFFIXES:
         name = name.removesuffix(suffix)
-    return path.with_name(f"{name}.frozen.safetensors")
+    return path.with_name(f"{name}.frozen{SUFFIXES[to]}")
 
 
 class _Conversion:
@@ -163,7 +182,8 @@ class _Conversion:
         if not self._options.dry_run:
             self._check_target(output)
         with self._timed("plan"), located(self._place):
-            plan = self._plan()
+            part = self._checkpoint.state_dict(self._options.key)
+            plan = self._plan(part)
         planned = ConversionResult(
             outcome="planned",
             input_path=self._checkpoint.path,
@@ -171,8 +191,12 @@ class _Conversion:
             container=self._checkpoint.container,
             input_bytes=self._checkpoint.size_bytes,
             output_path=self._target,
-            entries=tuple(self._checkpoint.entries),
-            left_out=self._checkpoint.left_out,
+            key=part.key,
+            prefix=part.prefix,
+            entries=tuple(part.entries),
+            left_out=part.left_out,
+            beside=self._checkpoint.beside,
+            foreign_names=self._checkpoint.foreign_names,
             plan=plan,
             seconds=self._seconds,
         )
@@ -180,7 +204,7 @@ class _Conversion:
         if self._options.dry_run:
             return planned
         with output:
-            return self._convert(planned, output)
+            return self._convert(planned, part, output)
 
     def _check_target(self, output: AtomicOutput) -> None:
         output.check_target()
@@ -191,14 +215,13 @@ class _Conversion:
                 advice="Name another output with -o.",
             )
 
-    def _plan(self) -> Plan:
-        record = ConversionRecord.from_metadata(self._checkpoint.metadata)
-        layers = find_batch_norms(
-            self._checkpoint.entries,
+    def _plan(self, part: StateDict) -> Plan:
+        return plan_state_dict(
+            part,
+            self._checkpoint.metadata,
             eps=self._options.eps,
-            frozen=record.layers if record else None,
+            selection=self._options.selection,
         )
-        return make_plan(layers, self._options.selection)
 
     def _refuse(self, planned: ConversionResult) -> None:
         """Raise where the plan itself says that nothing should be written."""
@@ -220,10 +243,11 @@ class _Conversion:
             error.result = replace(planned, outcome="nothing to freeze")
             raise error
 
-    def _convert(self, planned: ConversionResult, output: AtomicOutput) -> ConversionResult:
+    def _convert(
+        self, planned: ConversionResult, part: StateDict, output: AtomicOutput
+    ) -> ConversionResult:
         plan = planned.plan
-        entries = self._checkpoint.entries
-        kept = {name: entries[name] for name in plan.kept(entries)}
+        kept = {name: part.entries[name] for name in plan.kept(part.entries)}
         with self._timed("write"):
             writer, record = self._write(output, kept, plan)
         with self._timed("verify"):
@@ -234,43 +258,35 @@ class _Conversion:
         proven = tuple(claim.name for claim in claims if claim.status == "equal")
         record = replace(record, verified=proven)
         with output.writing():
-            writer.finish(self._metadata(record))
-        _check_header(output.path, kept, record)
+            writer.finish(record)
+        _check_record(output.path, kept, record)
         output.commit()
         return replace(result, outcome="converted", output_bytes=self._target.stat().st_size)
 
     def _write(
         self, output: AtomicOutput, kept: Mapping[str, StoredTensor], plan: Plan
-    ) -> tuple[SafetensorsWriter, ConversionRecord]:
+    ) -> tuple[Output, ConversionRecord]:
         """Write the whole file but for the claims; hash and check the input meanwhile."""
         hashing = ThreadPoolExecutor(1)
         try:
             sha256 = hashing.submit(self._checkpoint.fingerprint)
             record = self._record(plan, sha256="0" * 64)
-            with output.writing() as file:
-                writer = self._write_tensors(file, kept, self._metadata(record))
+            with output.writing() as file, located(self._place):
+                writer = self._begin(file, kept, record)
+                total = sum(tensor.size_bytes for tensor in kept.values())
+                writer.write_tensors(self._counter("writing", total))
             record = self._record(plan, sha256=sha256.result())
         finally:
             hashing.shutdown(wait=False)
         with output.writing():
-            writer.finish(self._metadata(replace(record, verified=())))
+            writer.finish(replace(record, verified=()))
         return writer, record
 
-    def _write_tensors(
-        self, file: BinaryIO, kept: Mapping[str, StoredTensor], room_for: Mapping[str, str]
-    ) -> SafetensorsWriter:
-        # Without holes between them, tensors are aligned only if wider elements come first.
-        ordered = sorted(kept.items(), key=lambda item: -item[1].dtype.item_bytes)
-        with located(self._place):
-            layout = {name: _layout(name, tensor) for name, tensor in ordered}
-            writer = SafetensorsWriter(file, layout, room_for=room_for)
-        count = self._counter("writing", sum(tensor.size_bytes for tensor in kept.values()))
-        for name, tensor in ordered:
-            with located(self._place), located(f"entry {name!a}"):
-                for chunk in tensor.chunks():
-                    writer.write(chunk)
-                    count(len(chunk))
-        return writer
+    def _begin(
+        self, file: BinaryIO, kept: Mapping[str, StoredTensor], longest: ConversionRecord
+    ) -> Output:
+        begin = OUTPUTS[self._options.to]
+        return begin(file, kept, metadata=self._checkpoint.metadata, longest_record=longest)
 
     def _record(self, plan: Plan, *, sha256: str) -> ConversionRecord:
         """Return the record with every claim, which is as long as it can become."""
@@ -282,10 +298,6 @@ class _Conversion:
         layers = {item.layer.name: item.layer.eps for item in plan.frozen}
         return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS)
 
-    def _metadata(self, record: ConversionRecord) -> dict[str, str]:
-        earlier = self._checkpoint.metadata
-        return {**earlier, "format": "pt", METADATA_KEY: record.to_text()}
-
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], plan: Plan
     ) -> tuple[Claim, ...]:
@@ -296,7 +308,7 @@ class _Conversion:
         # Imports torch, which takes seconds.
         from frozenbn_cli import verification  # noqa: PLC0415
 
-        file = verification.FrozenFile(written)
+        file = verification.open_written(written, self._options.to)
         layers = {item.layer.name: item.layer for item in plan.frozen}
         total = sum(tensor.size_bytes for tensor in kept.values())
         with located(self._place):
@@ -323,14 +335,6 @@ class _Conversion:
         self._seconds[stage] = time.perf_counter() - started
 
 
-def _layout(name: str, tensor: StoredTensor) -> tuple[str, tuple[int, ...], int]:
-    if tensor.dtype.code is None:
-        raise UnsupportedFileError(
-            f"safetensors cannot hold dtype {tensor.dtype}", where=(f"entry {name!a}",)
-        )
-    return tensor.dtype.code, tensor.shape, tensor.size_bytes
-
-
 def _refuse_difference(result: ConversionResult) -> None:
     for claim in result.claims:
         if claim.status == "different":
@@ -343,11 +347,11 @@ def _refuse_difference(result: ConversionResult) -> None:
             raise error
 
 
-def _check_header(path: Path, kept: Mapping[str, StoredTensor], record: ConversionRecord) -> None:
-    """Read the final header back, which was written last."""
-    with open_checkpoint(path) as written:
+def _check_record(path: Path, kept: Mapping[str, StoredTensor], record: ConversionRecord) -> None:
+    """Read back what was written last."""
+    with open_checkpoint(path, keep_prefix=True) as written:
         if (
             ConversionRecord.from_metadata(written.metadata) != record
             or written.entries.keys() != kept.keys()
         ):
-            raise VerificationError("the header was not written as it has to be")
+            raise VerificationError("the record was not written as it has to be")

@@ -39,6 +39,7 @@ class Finding:
 
 
 LABELS = {
+    "no_statistics": "no running statistics",
     "incomplete": "incomplete",
     "not_floating": "not floating point",
     "lengths_differ": "lengths differ",
@@ -50,6 +51,7 @@ LABELS = {
     "variance_below_eps": "variance below eps",
     "dead_channels": "dead channels",
     "large_scale": "large scale",
+    "stays_live": "stays live",
 }
 """A few words for each code."""
 
@@ -62,6 +64,7 @@ ADVICE = {
     "never_formed": "Train with BatchNorm first, or load pretrained weights.",
     "hardly_formed": "Train longer with BatchNorm before freezing.",
     "eps_matters": "Pass the model's own value with --eps.",
+    "stays_live": "In train() they go on updating their statistics; put them in eval() yourself.",
 }
 """What to do about errors and warnings, by code."""
 
@@ -71,6 +74,8 @@ STRUCTURAL = {"incomplete", "not_floating", "lengths_differ"}
 
 def examine(layer: BatchNorm) -> tuple[Finding, ...]:
     """Return the findings on a layer's statistics and affine; reads these and nothing else."""
+    if not layer.has_statistics:
+        return (Finding("no_statistics", "note", "no running statistics"),)
     broken = tuple(_structure(layer))
     if broken:
         return broken
@@ -125,12 +130,14 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
         )
         return
     tracked = layer.batches_tracked
-    if tracked and (left := (1 - _DEFAULT_MOMENTUM) ** tracked) > _HARDLY_FORMED:
+    momentum = _DEFAULT_MOMENTUM if layer.momentum is None else layer.momentum
+    if tracked and tracked > 0 and (left := (1 - momentum) ** tracked) > _HARDLY_FORMED:
+        source = "assumed " if layer.momentum is None else ""
         yield Finding(
             "hardly_formed",
             "warning",
             f"statistics of {tracked} batches: {left:.0%} of their initial value is left "
-            f"(momentum assumed {_DEFAULT_MOMENTUM})",
+            f"(momentum {source}{momentum:g})",
         )
 
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
 __all__ = ["METADATA_KEY", "ConversionRecord"]
 
-METADATA_KEY = "frozenbn.conversion"
 _SCHEMA_VERSION = 1
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenbn_cli.batch_norm import BatchNorm
+from frozenbn_cli.batch_norm import BatchNorm, find_batch_norms
+from frozenbn_cli.checkpoints import StateDict
+from frozenbn_cli.errors import UsageError
 from frozenbn_cli.findings import STRUCTURAL, Finding, examine
+from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.selection import Selection
 
-__all__ = ["Edit", "LayerPlan", "Plan", "make_plan"]
+__all__ = ["Edit", "LayerPlan", "Plan", "make_plan", "plan_state_dict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,11 @@ class Plan:
         return tuple(layer for layer in self.layers if layer.action == "freeze")
 
     @property
+    def selected(self) -> tuple[LayerPlan, ...]:
+        """The layers to freeze if their statistics allow it."""
+        return tuple(layer for layer in self.layers if layer.selected)
+
+    @property
     def left(self) -> tuple[LayerPlan, ...]:
         """The layers to leave alone."""
         return tuple(layer for layer in self.layers if layer.action == "leave")
@@ -83,6 +91,28 @@ class Plan:
         """Return those of an input's entry ``names`` that the output has too, in order."""
         dropped = {edit.entry for edit in self.edits}
         return [name for name in names if name not in dropped]
+
+
+def plan_state_dict(
+    part: StateDict, metadata: Mapping[str, str], *, eps: float | None, selection: Selection
+) -> Plan:
+    """Find the BatchNorm layers of a state dict and decide what happens to each.
+
+    Args:
+        part: The state dict.
+        metadata: Of its file, which may say what frozenbn froze before.
+        eps: As given by the user, for the layers whose eps the file does not hold.
+        selection: The user's choice among the layers.
+
+    Raises:
+        UsageError: An eps was given and the file holds that of every layer, or a pattern of the
+            selection matches no layer.
+    """
+    record = ConversionRecord.from_metadata(metadata)
+    layers = find_batch_norms(part, eps=eps, frozen=record.layers if record else None)
+    if eps is not None and layers and not any(layer.eps.source == "given" for layer in layers):
+        raise UsageError("eps is given, and the file holds that of every layer")
+    return make_plan(layers, selection)
 
 
 def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
@@ -104,6 +134,8 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
+        if layer.has_statistics and layer.spatial_dims in (1, 3):
+            findings = (*findings, _STAYS_LIVE)
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         plans.append(LayerPlan(layer, action, reason, findings, selected))
     edits = tuple(
@@ -114,9 +146,28 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     return Plan(tuple(plans), edits)
 
 
+_STAYS_LIVE = Finding(
+    "stays_live", "note", "BatchNorm1d and BatchNorm3d stay live beside frozen layers"
+)
+
+
 def _reason_left(layer: BatchNorm) -> str | None:
     if layer.frozen_already:
         return "frozen already"
+    if not layer.has_statistics:
+        return "no running statistics (track_running_stats=False)"
     if layer.spatial_dims not in (None, 2):
-        return f"BatchNorm{layer.spatial_dims}d, inferred from {layer.dims_source}"
+        inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
+        return f"BatchNorm{layer.spatial_dims}d{inferred}"
+    if layer.type_name and layer.type_name not in _FREEZABLE:
+        return f"{layer.type_name}, whose forward may do something else"
     return None
+
+
+_FREEZABLE = {
+    "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.batchnorm.SyncBatchNorm",
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.layers.norm_act.SyncBatchNormAct",
+    "timm.models.layers.norm_act.BatchNormAct2d",
+}

@@ -4,45 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norm import BatchNorm, Eps
-from frozenbn_cli.checkpoints import StoredTensor
+from frozenbn_cli.checkpoints import StoredTensor, open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.nn import FrozenBatchNorm2d
+from frozenbn_cli.outputs import OutputFormat
 
-__all__ = ["FrozenFile", "verify_contents", "verify_layers"]
+__all__ = ["WrittenFile", "open_written", "verify_contents", "verify_layers"]
 
 Progress = Callable[[int], None]
 
 
-class FrozenFile:
-    """A written safetensors file, read with the safetensors library."""
+class WrittenFile(Protocol):
+    """An output, opened anew with the library that its format belongs to."""
 
+    def names(self) -> set[str]:
+        """Return the names of the entries."""
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        """Return the eps that the file states for each frozen layer."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an entry, as the library reads it."""
+
+
+def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
+    """Open an output with the library that its format belongs to."""
+    return _SafetensorsFile(path) if output_format == "safetensors" else _TorchFile(path)
+
+
+class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="pt")
 
     def names(self) -> set[str]:
-        """Return the names of the entries."""
         return set(self._file.keys())
 
-    def metadata(self) -> dict[str, str]:
-        """Return the free-form text entries."""
-        return dict(self._file.metadata() or {})
+    def stated_eps(self) -> Mapping[str, Eps]:
+        return _stated_eps(self._file.metadata() or {})
 
     def tensor(self, name: str) -> Tensor:
-        """Return an entry, as the library reads it."""
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
 
+class _TorchFile:
+    def __init__(self, path: Path) -> None:
+        self._entries = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+        with open_checkpoint(path, keep_prefix=True) as checkpoint:
+            self._metadata = checkpoint.metadata
+
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        return _stated_eps(self._metadata)
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._entries[name]
+        return tensor
+
+
+def _stated_eps(metadata: Mapping[str, str]) -> Mapping[str, Eps]:
+    record = ConversionRecord.from_metadata(metadata)
+    return record.layers if record else {}
+
+
 def verify_contents(
-    written: FrozenFile, expected: Mapping[str, StoredTensor], progress: Progress
+    written: WrittenFile, expected: Mapping[str, StoredTensor], progress: Progress
 ) -> Claim:
     """Compare every entry of the written file with the source, bit by bit.
 
@@ -81,7 +117,7 @@ def _difference(tensor: Tensor, source: StoredTensor) -> str | None:
 
 
 def verify_layers(
-    written: FrozenFile, layers: Mapping[str, BatchNorm], progress: Progress
+    written: WrittenFile, layers: Mapping[str, BatchNorm], progress: Progress
 ) -> Claim:
     """Compare each frozen layer with its BatchNorm2d in eval, bit by bit, on a probe input.
 
@@ -93,8 +129,7 @@ def verify_layers(
         layers: The source layers, by their names in the file.
         progress: Is called for each layer that was compared.
     """
-    record = ConversionRecord.from_metadata(written.metadata())
-    stated = record.layers if record else {}
+    stated = written.stated_eps()
     for count, (name, source) in enumerate(layers.items()):
         if name not in stated:
             return Claim("layers", "different", f"{name}: the file does not state its eps", count)
@@ -114,7 +149,7 @@ def verify_layers(
     return Claim("layers", "equal", detail, len(layers))
 
 
-def _layer_difference(written: FrozenFile, name: str, source: BatchNorm, eps: Eps) -> str | None:
+def _layer_difference(written: WrittenFile, name: str, source: BatchNorm, eps: Eps) -> str | None:
     tensors = {role: _tensor(stored) for role, stored in source.tensors.items()}
     original = nn.BatchNorm2d(
         source.channels, eps=source.eps.value, affine="weight" in tensors

@@ -11,7 +11,7 @@ from tests.files import State, batch_norm, nested, save, small_state
 
 def layers_of(tmp_path: Path, state: State, **options: object) -> dict[str, BatchNorm]:
     with open_checkpoint(save(tmp_path / "a.pt", state)) as checkpoint:
-        found = find_batch_norms(checkpoint.entries, **options)  # type: ignore[arg-type]
+        found = find_batch_norms(checkpoint.state_dict(), **options)  # type: ignore[arg-type]
         return {layer.name: layer for layer in found}
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import frozenbn_cli
-from frozenbn_cli import conversion, verification
+from frozenbn_cli import outputs, verification
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
 from frozenbn_cli.errors import (
@@ -327,7 +327,7 @@ class TestLeavesNothingBehind:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(conversion.SafetensorsWriter, "write", full)
+        monkeypatch.setattr(outputs.SafetensorsWriter, "write", full)
 
         with pytest.raises(OutputError, match="No space left"):
             convert_checkpoint(source)
@@ -362,12 +362,12 @@ class TestLeavesNothingBehind:
     def test_when_the_writer_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write = conversion.SafetensorsWriter.write
+        write = outputs.SafetensorsWriter.write
 
         def flipping(self: Any, chunk: bytes) -> None:
             write(self, bytes([chunk[0] ^ 1]) + chunk[1:])
 
-        monkeypatch.setattr(conversion.SafetensorsWriter, "write", flipping)
+        monkeypatch.setattr(outputs.SafetensorsWriter, "write", flipping)
 
         with pytest.raises(VerificationError, match="contents"):
             convert_checkpoint(save(tmp_path / "a.pt", small_state()))
@@ -375,7 +375,7 @@ class TestLeavesNothingBehind:
     def test_when_the_final_header_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        finish = conversion.SafetensorsWriter.finish
+        finish = outputs.SafetensorsWriter.finish
 
         def forgetting(self: Any, metadata: dict[str, str]) -> None:
             finish(
@@ -385,9 +385,9 @@ class TestLeavesNothingBehind:
                 else metadata,
             )
 
-        monkeypatch.setattr(conversion.SafetensorsWriter, "finish", forgetting)
+        monkeypatch.setattr(outputs.SafetensorsWriter, "finish", forgetting)
 
-        with pytest.raises(VerificationError, match="header"):
+        with pytest.raises(VerificationError, match="record"):
             convert_checkpoint(save(tmp_path / "a.pt", small_state()))
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 

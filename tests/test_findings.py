@@ -7,12 +7,14 @@ import torch
 from frozenbn_cli.batch_norm import find_batch_norms
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.findings import ADVICE, LABELS, STRUCTURAL, Finding, examine
-from tests.files import State, batch_norm, save
+from frozenbn_cli.plan import plan_state_dict
+from frozenbn_cli.selection import Selection
+from tests.files import State, batch_norm, nested, save
 
 
 def findings(tmp_path: Path, entries: State, eps: float | None = 1e-5) -> dict[str, Finding]:
     with open_checkpoint(save(tmp_path / "a.pt", entries)) as checkpoint:
-        (layer,) = find_batch_norms(checkpoint.entries, eps=eps)
+        (layer,) = find_batch_norms(checkpoint.state_dict(), eps=eps)
         return {finding.code: finding for finding in examine(layer)}
 
 
@@ -139,3 +141,22 @@ def test_reads_statistics_of_every_floating_dtype(tmp_path: Path, dtype: torch.d
 
 def test_every_code_has_a_label_and_grave_ones_an_advice() -> None:
     assert LABELS.keys() >= ADVICE.keys() >= STRUCTURAL
+
+
+def test_layers_of_other_dimensions_stay_live(tmp_path: Path) -> None:
+    state = nested(fc={"weight": torch.ones(4, 3)}, flat=batch_norm(4)) | nested(
+        conv={"weight": torch.ones(5, 3, 1, 1)}, bn=batch_norm(5)
+    )
+    with open_checkpoint(save(tmp_path / "a.pt", state)) as checkpoint:
+        plan = plan_state_dict(checkpoint.state_dict(), {}, eps=1e-5, selection=Selection())
+
+    codes = {item.layer.name: [finding.code for finding in item.findings] for item in plan.layers}
+    assert codes == {"flat": ["stays_live"], "bn": []}
+
+
+def test_a_layer_without_statistics_is_noted(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(4, track_running_stats=False))
+    with open_checkpoint(save(tmp_path / "a.pt", model)) as checkpoint:
+        (layer,) = find_batch_norms(checkpoint.state_dict())
+
+    assert [finding.code for finding in examine(layer)] == ["no_statistics"]

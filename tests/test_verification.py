@@ -9,7 +9,12 @@ from frozenbn_cli.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
-from frozenbn_cli.verification import FrozenFile, verify_contents, verify_layers
+from frozenbn_cli.verification import (
+    WrittenFile,
+    open_written,
+    verify_contents,
+    verify_layers,
+)
 from tests.files import State, save, small_state
 
 
@@ -19,11 +24,11 @@ def source(tmp_path: Path) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def written(tmp_path: Path, state: State, *, eps: float | None = 1e-5) -> FrozenFile:
+def written(tmp_path: Path, state: State, *, eps: float | None = 1e-5) -> WrittenFile:
     layers = {name: Eps(eps, "given") for name in ("bn1", "bn2")} if eps is not None else {}
     record = ConversionRecord("0", {}, layers)
     save_file(state, tmp_path / "written.safetensors", {METADATA_KEY: record.to_text()})
-    return FrozenFile(tmp_path / "written.safetensors")
+    return open_written(tmp_path / "written.safetensors", "safetensors")
 
 
 def contents(tmp_path: Path, source: Checkpoint, state: State) -> Claim:
@@ -31,7 +36,7 @@ def contents(tmp_path: Path, source: Checkpoint, state: State) -> Claim:
 
 
 def layers(tmp_path: Path, source: Checkpoint, state: State, eps: float | None = 1e-5) -> Claim:
-    found = {layer.name: layer for layer in find_batch_norms(source.entries)}
+    found = {layer.name: layer for layer in find_batch_norms(source.state_dict())}
     return verify_layers(written(tmp_path, state, eps=eps), found, lambda _: None)
 
 
