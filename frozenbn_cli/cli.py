@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.text import Text
 
-from frozenbn_cli import __version__
+from frozenbn_cli import __version__, options
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
 from frozenbn_cli.errors import FrozenBNError, RefusedError, UsageError
+from frozenbn_cli.inspection import Inspection, inspect_checkpoint
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (
     conversion_document,
     error_document,
     error_fields,
+    inspection_document,
     to_json,
 )
+from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report
 from frozenbn_cli.selection import Selection
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
+_UNHEALTHY = 1
 _INTERRUPTED = 130
-_BUG = 70
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
@@ -54,12 +56,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _check_eps(eps: float | None) -> float | None:
-    if eps is not None and not 0 <= eps < math.inf:
-        raise typer.BadParameter("must be a finite number, 0 or more")
-    return eps
-
-
 @app.callback()
 def frozenbn(
     version: Annotated[
@@ -73,99 +69,79 @@ def frozenbn(
 
 
 @app.command()
-def convert(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="A state dict: .pt, .pth, .bin or .safetensors.",
-            metavar="CHECKPOINT",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The result; beside the input as NAME.frozen.safetensors if not given.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    eps: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            callback=_check_eps,
-            help="The eps of the model's BatchNorm layers, which a state dict does not "
-            "hold. PyTorch's default, 1e-5, is assumed if not given.",
-            show_default=False,
-            rich_help_panel="Layers",
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Freeze only layers whose name matches this pattern, such as "
-            "'backbone.*'. Repeatable.",
-            show_default=False,
-            rich_help_panel="Layers",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave layers alone whose name matches this pattern. Repeatable.",
-            show_default=False,
-            rich_help_panel="Layers",
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace an output that exists.", rich_help_panel="Output"),
-    ] = False,
-    force_unhealthy: Annotated[
-        bool,
-        typer.Option(
-            "--force-unhealthy",
-            help="Freeze also statistics that are broken or were never formed.",
-            rich_help_panel="Layers",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show what would be done; write nothing.", rich_help_panel="Output"
-        ),
-    ] = False,
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify",
-            help="Do not check the written file. Saves the seconds that importing torch takes.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
-    all_layers: Annotated[
-        bool, typer.Option("--all", help="Show every layer.", rich_help_panel="Report")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel="Report")
-    ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel="Report"),
-    ] = False,
+def inspect(
+    checkpoints: options.Checkpoints,
+    key: options.Key = None,
+    keep_prefix: options.KeepPrefix = False,
+    eps: options.Eps = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    all_layers: options.AllLayers = False,
+    check: options.Check = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Freeze the BatchNorm2d layers of a checkpoint and write it as safetensors.
+    """Show what model files are, and whether their running statistics mean anything.
+
+    Nothing in a file is executed, and torch is not imported.
+    """
+    found: list[Inspection | FrozenBNError] = []
+    console = make_console(sys.stdout)
+    for path in checkpoints:
+        try:
+            inspection = inspect_checkpoint(
+                path,
+                key=key,
+                keep_prefix=keep_prefix,
+                eps=eps,
+                selection=Selection.of(include or (), exclude or ()),
+            )
+        except FrozenBNError as error:
+            found.append(error)
+            if not as_json:
+                _complain(error)
+            continue
+        found.append(inspection)
+        if not as_json and not quiet:
+            with _reader_may_leave():
+                if len(found) > 1:
+                    print_report(console, Text())
+                print_report(console, inspection_report(inspection, console, all_layers=all_layers))
+    if as_json:
+        with _reader_may_leave():
+            typer.echo(to_json(inspection_document(found)))
+    failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
+    unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))
+    raise typer.Exit(max(failures, default=_UNHEALTHY if check and unhealthy else 0))
+
+
+@app.command()
+def convert(
+    checkpoint: options.Checkpoint,
+    output: options.OutputPath = None,
+    to: options.To = "safetensors",
+    key: options.Key = None,
+    keep_prefix: options.KeepPrefix = False,
+    eps: options.Eps = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    force_unhealthy: options.ForceUnhealthy = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    no_verify: options.NoVerify = False,
+    all_layers: options.AllLayers = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Freeze the BatchNorm2d layers of a model file and write its weights.
 
     The result is verified before it gets its name. The input is never changed, and nothing in it
     is executed.
     """
-    options = ConvertOptions(
+    how = ConvertOptions(
+        to=to,
+        key=key,
+        keep_prefix=keep_prefix,
         eps=eps,
         selection=Selection.of(include or (), exclude or ()),
         force=force,
@@ -185,13 +161,12 @@ def convert(
 
     try:
         with ProgressBar(sys.stderr) as progress:
-            result = convert_checkpoint(checkpoint, output, options=options, progress=progress)
+            result = convert_checkpoint(checkpoint, output, options=how, progress=progress)
     except RefusedError as error:
         if error.result is None:
             raise
         show(error.result, error)
-        _complain(error, as_json=False)
-        raise typer.Exit(error.exit_code) from error
+        raise typer.Exit(_complain(error)) from error
     show(result)
 
 
@@ -207,25 +182,36 @@ def _interrupt(*_: object) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return the exit code; the one catch point."""
-    as_json = "--json" in arguments
     try:
         code = int(app(arguments, prog_name="frozenbn", standalone_mode=False) or 0)
     except FrozenBNError as error:
-        return _complain(error, as_json=as_json)
+        return _fail(error, arguments)
     except _ParserError as error:
-        return _complain(
-            UsageError(error.format_message().rstrip("."), advice="See `frozenbn --help`."),
-            as_json=as_json,
-        )
+        message = error.format_message().rstrip(".")
+        return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
     except Exception as error:  # A crash must not look like the answer "no".
         bug = FrozenBNError(
             f"internal error ({type(error).__name__}: {error})",
             advice="This is a bug of frozenbn; FROZENBN_DEBUG=1 shows where it happened.",
         )
-        return _complain(bug, as_json=as_json)
+        return _fail(bug, arguments)
     if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
         sys.stderr.write("frozenbn: interrupted; nothing was left behind\n")
     return code
+
+
+def _fail(error: FrozenBNError, arguments: list[str]) -> int:
+    if "--json" in arguments:
+        with _reader_may_leave():
+            typer.echo(to_json(error_document(arguments[0], error)))
+    return _complain(error)
+
+
+def _complain(error: FrozenBNError) -> int:
+    if os.environ.get("FROZENBN_DEBUG"):
+        traceback.print_exc()
+    make_console(sys.stderr).print(f"frozenbn: {error}", style="red", soft_wrap=True)
+    return error.exit_code
 
 
 @contextmanager
@@ -236,13 +222,3 @@ def _reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complain(error: FrozenBNError, *, as_json: bool) -> int:
-    if os.environ.get("FROZENBN_DEBUG"):
-        traceback.print_exc()
-    if as_json:
-        typer.echo(to_json(error_document(None, error)))
-    console = make_console(sys.stderr)
-    console.print(f"frozenbn: {error}", style="red", soft_wrap=True)
-    return error.exit_code

@@ -98,6 +98,72 @@ def test_all_shows_every_layer(capsys: pytest.CaptureFixture[str], model: Path) 
     assert "bn2" in out
 
 
+class TestInspect:
+    def test_reports_several_files(
+        self, capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+    ) -> None:
+        other = save(tmp_path / "other.safetensors", small_state())
+
+        code, out, err = run_here(capsys, "inspect", model, other)
+
+        assert (code, err) == (0, "")
+        assert out.count("convert: would freeze 2 of 2 layers.") == 2
+
+    def test_one_file_that_cannot_be_read_does_not_hide_the_others(
+        self, capsys: pytest.CaptureFixture[str], model: Path
+    ) -> None:
+        code, out, err = run_here(capsys, "inspect", "missing.pt", model)
+
+        assert code == 3
+        assert "would freeze 2 of 2" in out
+        assert err.startswith("frozenbn: missing.pt: cannot be read")
+
+    def test_json_is_one_document_for_all_files(
+        self, capsys: pytest.CaptureFixture[str], model: Path
+    ) -> None:
+        code, out, _ = run_here(capsys, "inspect", "missing.pt", model, "--json")
+
+        missing, found = json.loads(out)["files"]
+        assert code == 3
+        assert (missing["path"], missing["outcome"]) == ("missing.pt", "error")
+        assert (found["outcome"], found["healthy"]) == ("inspected", True)
+
+    def test_check_makes_the_exit_code_an_answer(
+        self, capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+    ) -> None:
+        state = small_state()
+        state["bn1.running_var"][0] = -1
+        sick = save(tmp_path / "sick.pt", state)
+
+        assert run_here(capsys, "inspect", sick)[0] == 0
+        assert run_here(capsys, "inspect", sick, "--check")[0] == 1
+        assert run_here(capsys, "inspect", model, "--check", "--quiet") == (0, "", "")
+
+    def test_options_reach_the_inspection(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        both = {"a": {f"module.{name}": t for name, t in small_state().items()}, "b": small_state()}
+        path = save(tmp_path / "a.pt", both)
+
+        _, out, _ = run_here(
+            capsys, "inspect", path, "--key", "a", "--keep-prefix", "--eps", "1e-3", "--json",
+            "--include", "*bn1",
+        )  # fmt: skip
+
+        (part,) = json.loads(out)["files"][0]["state_dicts"]
+        assert [layer["name"] for layer in part["layers"]] == ["module.bn1", "module.bn2"]
+        assert [layer["action"] for layer in part["layers"]] == ["freeze", "leave"]
+        assert part["layers"][0]["eps"] == 1e-3
+
+
+def test_converts_to_a_plain_state_dict(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    code, out, _ = run_here(capsys, "convert", model, "--to", "torch", "--no-verify")
+
+    assert code == 0
+    assert "model.frozen.pt" in out
+    assert model.with_name("model.frozen.pt").exists()
+
+
 class TestExitCodes:
     def test_1_for_unhealthy_statistics_whose_report_is_shown(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -134,6 +200,8 @@ class TestExitCodes:
             ["convert", "a.pt", "--eps", "-1"],
             ["convert", "a.pt", "--eps", "nan"],
             ["convert", "a.pt", "--nonsense"],
+            ["convert", "a.pt", "--to", "onnx"],
+            ["inspect"],
             ["nonsense"],
         ],
     )
@@ -207,7 +275,7 @@ def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> No
     # The output's own name is taken by a pipe that nobody reads, so that the run cannot end.
     code = (
         "import sys, time; from frozenbn_cli import conversion, cli;"
-        "conversion._check_header = lambda *_: (print('ready', flush=True), time.sleep(60));"
+        "conversion._check_record = lambda *_: (print('ready', flush=True), time.sleep(60));"
         "sys.argv = ['frozenbn', 'convert', sys.argv[1], '--no-verify']; cli.main()"
     )
     process = subprocess.Popen(

@@ -4,17 +4,29 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
 from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.inspection import Inspection, inspect_checkpoint
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
-from frozenbn_cli.reports.documents import conversion_document, error_document, to_json
+from frozenbn_cli.reports.documents import (
+    conversion_document,
+    error_document,
+    inspection_document,
+    to_json,
+)
+from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report, size_text
 from frozenbn_cli.selection import Selection
 from tests.files import State, batch_norm, nested, save, small_state
@@ -59,7 +71,12 @@ def converted(tmp_path: Path, state: State, name: str = "model.pt") -> Conversio
 
 
 def printed(
-    result: ConversionResult, *, width: int | None = None, encoding: str = "utf-8", **options: bool
+    result: Any,
+    *,
+    width: int | None = None,
+    encoding: str = "utf-8",
+    render: Callable[..., RenderableType] = conversion_report,
+    **options: bool,
 ) -> str:
     """Return the report as a terminal of ``width`` shows it, or as a pipe gets it."""
     buffer = io.BytesIO()
@@ -75,7 +92,7 @@ def printed(
             markup=False,
             emoji=False,
         )
-    print_report(console, conversion_report(result, console, **options))
+    print_report(console, render(result, console, **options))
     return buffer.getvalue().decode(encoding)
 
 
@@ -161,6 +178,90 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
 
 def test_json_document_of_a_conversion(tmp_path: Path) -> None:
     assert_golden("small.json", to_json(conversion_document(converted(tmp_path, small_state()))))
+
+
+SCHEMA = json.loads(
+    files("frozenbn_cli.reports").joinpath("schema.json").read_text(encoding="utf-8")
+)
+
+
+def inspected(path: Path, **options: object) -> Inspection:
+    return replace(
+        inspect_checkpoint(path, **options), path=Path(path.name), size_bytes=99_999, seconds=0.04
+    )  # type: ignore[arg-type]
+
+
+def inspection_printed(
+    inspection: Inspection, *, width: int | None = None, encoding: str = "utf-8", **options: bool
+) -> str:
+    return printed(inspection, width=width, encoding=encoding, render=inspection_report, **options)
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_inspection_of_many_layers(tmp_path: Path, width: int | None) -> None:
+    text = inspection_printed(inspected(save(tmp_path / "model.pt", many_layers())), width=width)
+
+    assert_golden(f"inspect_many_{width or 'piped'}.txt", text)
+
+
+def test_inspection_in_ascii(tmp_path: Path) -> None:
+    found = inspected(save(tmp_path / "model.pt", many_layers()))
+
+    assert_golden("inspect_many_ascii.txt", inspection_printed(found, encoding="ascii"))
+
+
+def test_inspection_of_a_training_checkpoint_with_several_models(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in broken().items()}
+    path = save(tmp_path / "last.ckpt", {"model": wrapped, "ema": small_state(), "epoch": 3})
+
+    assert_golden("inspect_several_120.txt", inspection_printed(inspected(path), width=120))
+
+
+def test_inspection_of_a_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, eps=1e-3), torch.nn.BatchNorm1d(4)]
+    model = torch.nn.Sequential(*layers).train()
+    model[1].running_mean.normal_()
+
+    text = inspection_printed(inspected(save(tmp_path / "whole.pt", model)), width=120)
+
+    assert_golden("inspect_module_120.txt", text)
+
+
+def test_inspection_of_a_hostile_file(tmp_path: Path) -> None:
+    state: dict[str, object] = {**small_state(), "x": Hostile()}
+
+    text = inspection_printed(inspected(save(tmp_path / "evil.pt", state)), width=80)
+
+    assert_golden("inspect_hostile_80.txt", text)
+
+
+class Hostile:
+    def __reduce__(self) -> object:
+        return print, ("never",)
+
+
+def test_every_document_follows_the_schema(tmp_path: Path) -> None:
+    validate = partial(jsonschema.validate, schema=SCHEMA)
+    error = UsageError("exists already", where=("out.pt",))
+    nan = broken()
+    nan["bn1.running_mean"][0] = float("nan")
+
+    states = (small_state(), many_layers(), broken(), {"fc.weight": torch.ones(2, 2)})
+    for index, state in enumerate(states):
+        result = converted(tmp_path, state, f"{index}.pt")
+        validate(json.loads(to_json(conversion_document(result))))
+    found = [inspected(save(tmp_path / "a.pt", state)) for state in (nan, many_layers())]
+    validate(json.loads(to_json(inspection_document([*found, error]))))
+    validate(json.loads(to_json(error_document(None, error))))
+    with pytest.raises(jsonschema.ValidationError):
+        validate(json.loads(to_json(error_document(None, error) | {"extra": 1})))
+
+
+def test_json_document_of_an_inspection(tmp_path: Path) -> None:
+    found = inspected(save(tmp_path / "model.pt", small_state()))
+
+    assert_golden("inspect_small.json", to_json(inspection_document([found])))
 
 
 def test_json_document_of_a_failure() -> None:

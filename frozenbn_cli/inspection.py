@@ -1,0 +1,193 @@
+"""Looks at a checkpoint: what it is, which BatchNorm layers it holds, what `convert` would do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from frozenbn_cli.batch_norm import BatchNorm
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
+from frozenbn_cli.errors import located
+from frozenbn_cli.findings import STRUCTURAL
+from frozenbn_cli.plan import LayerPlan, Plan, plan_state_dict
+from frozenbn_cli.selection import Selection
+
+__all__ = [
+    "FIRST_DECADE",
+    "InspectedStateDict",
+    "Inspection",
+    "Statistics",
+    "inspect_checkpoint",
+]
+
+FIRST_DECADE = -5
+"""The first bin of a distribution holds what is below 10 to this power, the last what is above."""
+
+_DECADES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The running statistics of one layer at a glance.
+
+    Attributes:
+        mean: The smallest and the largest running mean.
+        variance: The smallest and the largest running variance.
+        variance_decades: How many channels have a variance below 1e-5, from there to 1e-4, and so
+            on by powers of ten, and from 10 upward.
+    """
+
+    mean: tuple[float, float]
+    variance: tuple[float, float]
+    variance_decades: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedStateDict:
+    """One model in a file.
+
+    Attributes:
+        key: Where in the file it stands; empty if it is the whole file.
+        prefix: What was taken off every name, such as ``module.``.
+        entries: The number of tensors.
+        elements: The number of their elements, per dtype.
+        left_out: What else it holds, which is no tensor: name and description.
+        plan: The BatchNorm layers, findings, and what `convert` would do.
+        statistics: Of each layer that has readable ones, by name.
+    """
+
+    key: str
+    prefix: str
+    entries: int
+    elements: Mapping[str, int]
+    left_out: Mapping[str, str]
+    plan: Plan
+    statistics: Mapping[str, Statistics]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a file is.
+
+    Attributes:
+        path: As the user gave it.
+        kind: What it holds.
+        container: How it is stored.
+        size_bytes: Its size, or that of all shards.
+        state_dicts: The models in it.
+        beside: What it holds beside them: name and description.
+        foreign_names: What unpickling it would import that a model has no need of, with whether
+            it would also be called.
+        advice: What can be done with a kind that holds no state dict.
+        seconds: How long it took.
+    """
+
+    path: Path
+    kind: str
+    container: str
+    size_bytes: int
+    state_dicts: tuple[InspectedStateDict, ...]
+    beside: Mapping[str, str]
+    foreign_names: Mapping[str, bool]
+    advice: str
+    seconds: float
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether statistics are broken or were never formed, or names would be called."""
+        return any(part.plan.broken for part in self.state_dicts) or any(
+            self.foreign_names.values()
+        )
+
+
+def inspect_checkpoint(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    keep_prefix: bool = False,
+    eps: float | None = None,
+    selection: Selection | None = None,
+) -> Inspection:
+    """Look at a checkpoint. Nothing in it is executed, and of the tensors only statistics are read.
+
+    Args:
+        path: A file, or a folder with the index of a sharded safetensors checkpoint.
+        key: Which state dict of a file that holds several; all if None.
+        keep_prefix: Keep what wrappers put in front of every name.
+        eps: Of every layer whose eps the file does not hold.
+        selection: Which layers `convert` would be asked to freeze.
+
+    Raises:
+        InputError: The file is damaged or of an unsupported kind.
+        UsageError: There is no state dict at ``key``, or a pattern matches no layer.
+    """
+    started = time.perf_counter()
+    with open_checkpoint(path, keep_prefix=keep_prefix) as checkpoint:
+        with located(str(path)):
+            parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
+            inspected = tuple(
+                _inspect(part, checkpoint, eps, selection or Selection()) for part in parts
+            )
+        return Inspection(
+            path=checkpoint.path,
+            kind=checkpoint.kind,
+            container=checkpoint.container,
+            size_bytes=checkpoint.size_bytes,
+            state_dicts=inspected,
+            beside=checkpoint.beside,
+            foreign_names=checkpoint.foreign_names,
+            advice=checkpoint.advice,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _inspect(
+    part: StateDict, checkpoint: Checkpoint, eps: float | None, selection: Selection
+) -> InspectedStateDict:
+    plan = plan_state_dict(part, checkpoint.metadata, eps=eps, selection=selection)
+    elements: Counter[str] = Counter()
+    for tensor in part.entries.values():
+        elements[tensor.dtype.name] += tensor.elements
+    return InspectedStateDict(
+        key=part.key,
+        prefix=part.prefix,
+        entries=len(part.entries),
+        elements=dict(elements),
+        left_out=part.left_out,
+        plan=plan,
+        statistics={
+            item.layer.name: _statistics(item.layer) for item in plan.layers if _is_readable(item)
+        },
+    )
+
+
+def _is_readable(plan: LayerPlan) -> bool:
+    codes = {finding.code for finding in plan.findings}
+    return plan.layer.has_statistics and plan.layer.channels > 0 and not codes & STRUCTURAL
+
+
+def _statistics(layer: BatchNorm) -> Statistics:
+    means = layer.tensors["running_mean"].values()
+    variances = layer.tensors["running_var"].values()
+    decades = [0] * _DECADES
+    for variance in variances:
+        decades[_decade(variance)] += 1
+    return Statistics(_range(means), _range(variances), tuple(decades))
+
+
+def _range(values: tuple[float, ...]) -> tuple[float, float]:
+    # NaN compares with nothing, so it would hide or spread at random.
+    if any(math.isnan(value) for value in values):
+        return math.nan, math.nan
+    return min(values), max(values)
+
+
+def _decade(variance: float) -> int:
+    if not variance > 0:
+        return 0
+    exponent = math.floor(math.log10(variance)) if variance < math.inf else _DECADES
+    return min(max(exponent - FIRST_DECADE + 1, 0), _DECADES - 1)

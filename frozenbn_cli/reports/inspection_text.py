@@ -1,0 +1,207 @@
+"""The report of an inspection, for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
+from frozenbn_cli.plan import LayerPlan
+from frozenbn_cli.reports.console import symbol
+from frozenbn_cli.reports.pieces import (
+    eps_cell,
+    finding_lines,
+    findings_cell,
+    foreign_lines,
+    layer_table,
+    layers_shown,
+    left_alone_lines,
+    named,
+    rest_line,
+    separated,
+    size_text,
+)
+
+__all__ = ["inspection_report"]
+
+_WIDE = 110
+_BARS = "▁▂▃▄▅▆▇█"
+_ASCII_BARS = ".:-=+*%#"
+
+
+def inspection_report(
+    inspection: Inspection, console: Console, *, all_layers: bool = False
+) -> RenderableType:
+    """Return the report of an inspection.
+
+    Args:
+        inspection: What was found.
+        console: Where it will be printed, for its width and encoding.
+        all_layers: Show every layer; a long table is folded otherwise.
+    """
+    blocks: list[list[RenderableType]] = [
+        [_header(inspection, console)],
+        foreign_lines(inspection.foreign_names),
+    ]
+    several = len(inspection.state_dicts) > 1
+    for part in inspection.state_dicts:
+        heading = [Text(f"key {part.key}", "bold")] if several else []
+        blocks.append([*heading, _summary(part, console)])
+        if part.plan.layers:
+            blocks.append(list(_layers(part, console, all_layers)))
+        blocks += [finding_lines(part.plan), _notes(part)]
+    blocks.append(_outlook(inspection))
+    return separated(blocks)
+
+
+def _header(inspection: Inspection, console: Console) -> Text:
+    dot = symbol(console, "·")
+    header = Text()
+    header.append(str(inspection.path), "bold")
+    facts = [inspection.kind, inspection.container, size_text(inspection.size_bytes)]
+    facts.append(f"{inspection.seconds:.2f} s")
+    header.append("\n" + f" {dot} ".join(facts))
+    return header
+
+
+def _summary(part: InspectedStateDict, console: Console) -> Text:
+    layers = part.plan.layers
+    dims = Counter(
+        f"{plan.layer.spatial_dims}d" if plan.layer.spatial_dims else "of unknown dimensions"
+        for plan in layers
+    )
+    facts = [f"{part.entries:,} entries", f"{_count_text(sum(part.elements.values()))} elements"]
+    facts.append(", ".join(part.elements))
+    counted = ", ".join(f"{count} {name}" for name, count in dims.items())
+    facts.append(f"{len(layers)} BatchNorm layers" + (f" ({counted})" if layers else ""))
+    if frozen := sum(plan.layer.frozen_already for plan in layers):
+        facts.append(f"{frozen} frozen already")
+    return Text(f" {symbol(console, '·')} ".join(facts))
+
+
+def _count_text(count: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def _layers(
+    part: InspectedStateDict, console: Console, all_layers: bool
+) -> Iterable[RenderableType]:
+    plans = part.plan.layers
+    shown = layers_shown(plans, all_layers=all_layers)
+    wide = console.width >= _WIDE
+    table = layer_table(console)
+    table.add_column("Layer", overflow="fold")
+    table.add_column("Channels", justify="right")
+    table.add_column("Dims", no_wrap=True)
+    table.add_column("eps", no_wrap=True)
+    if wide:
+        table.add_column("Momentum", justify="right")
+        table.add_column("Batches", justify="right")
+        table.add_column("Mean", no_wrap=True)
+    table.add_column("Variance", no_wrap=True)
+    if wide:
+        table.add_column("", no_wrap=True)
+    table.add_column("Findings", overflow="fold")
+    for plan in shown:
+        table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))
+    yield table
+    if rest := [plan for plan in plans if plan not in shown]:
+        yield Padding(rest_line(rest, console), (0, 0, 0, 2))
+
+
+def _cells(
+    plan: LayerPlan, statistics: Statistics | None, console: Console, wide: bool
+) -> list[Text | str]:
+    layer = plan.layer
+    unknown = symbol(console, "–")
+    cells: list[Text | str] = [
+        Text(layer.name or "(the file itself)"),
+        f"{layer.channels:,}",
+        _dims(plan, unknown, wide),
+        eps_cell(plan),
+    ]
+    if wide:
+        cells += [
+            unknown if layer.momentum is None else f"{layer.momentum:g}",
+            unknown if layer.batches_tracked is None else f"{layer.batches_tracked:,}",
+            _range_text(statistics.mean, console) if statistics else unknown,
+        ]
+    cells.append(_range_text(statistics.variance, console) if statistics else unknown)
+    if wide:
+        cells.append(_bar(statistics.variance_decades, console) if statistics else "")
+    findings = findings_cell(plan.findings, console)
+    if plan.action == "leave" and not layer.frozen_already:
+        findings = (
+            Text.assemble(("left alone", "yellow"), ", ", findings)
+            if plan.findings
+            else Text("left alone", "yellow")
+        )
+    elif layer.frozen_already:
+        findings = Text("frozen already")
+    return [*cells, findings]
+
+
+def _dims(plan: LayerPlan, unknown: str, wide: bool) -> str:
+    layer = plan.layer
+    if layer.spatial_dims is None:
+        return unknown
+    source = (" inferred" if layer.dims_source else " read") if wide else ""
+    return f"{layer.spatial_dims}d{source}"
+
+
+def _range_text(values: tuple[float, float], console: Console) -> str:
+    low, high = values
+    if math.isnan(low):
+        return "NaN"
+    return f"{low:.2g} {symbol(console, '…')} {high:.2g}"
+
+
+def _bar(counts: tuple[int, ...], console: Console) -> str:
+    """Return the distribution of variances by decades, from below 1e-5 to 10 and more."""
+    bars = _BARS if symbol(console, "▁") == "▁" else _ASCII_BARS
+    most = max(counts)
+    return "".join(
+        bars[round((len(bars) - 1) * count / most)] if count else " " for count in counts
+    )
+
+
+def _notes(part: InspectedStateDict) -> list[RenderableType]:
+    lines = left_alone_lines(part.plan)
+    if part.prefix:
+        lines.append(Text(f"taken off every name: {part.prefix} (--keep-prefix keeps it)"))
+    if part.left_out:
+        lines.append(Text(f"no tensors: {named(part.left_out, 5)}"))
+    return lines
+
+
+def _outlook(inspection: Inspection) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if inspection.beside:
+        beside = (f"{name} ({text})" for name, text in inspection.beside.items())
+        lines.append(Text(f"beside: {named(beside, 8)}"))
+    lines.append(Text(_what_convert_would_do(inspection)))
+    return lines
+
+
+def _what_convert_would_do(inspection: Inspection) -> str:
+    candidates = [part for part in inspection.state_dicts if part.plan.layers]
+    if not inspection.state_dicts:
+        return f"convert: not possible. {inspection.advice}"
+    if len(candidates) > 1:
+        keys = " or ".join(f"--key {part.key}" for part in candidates)
+        return f"convert: would ask which state dict is meant; pass {keys}."
+    if not candidates or not candidates[0].plan.selected:
+        return "convert: would find nothing to freeze."
+    plan = candidates[0].plan
+    if plan.broken:
+        unhealthy = f"{len(plan.broken)} of {len(plan.layers)} layers"
+        return f"convert: would refuse, since the statistics of {unhealthy} are unhealthy."
+    return f"convert: would freeze {len(plan.frozen)} of {len(plan.layers)} layers."

@@ -1,0 +1,195 @@
+"""What the reports on layers have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from frozenbn_cli.findings import ADVICE, LABELS, Finding
+from frozenbn_cli.plan import LayerPlan, Plan
+from frozenbn_cli.reports.console import symbol
+
+__all__ = [
+    "eps_cell",
+    "finding_lines",
+    "findings_cell",
+    "foreign_lines",
+    "layer_table",
+    "layers_shown",
+    "left_alone_lines",
+    "named",
+    "rest_line",
+    "separated",
+    "size_text",
+]
+
+_FOLD_ABOVE = 12
+_EXCEPTIONS_SHOWN = 8
+_EXAMPLES_SHOWN = 3
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{count:,} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def layers_shown(plans: tuple[LayerPlan, ...], *, all_layers: bool) -> tuple[LayerPlan, ...]:
+    """Return the layers that a table shows: all, or those that a reader has to see."""
+    if all_layers or len(plans) <= _FOLD_ABOVE:
+        return plans
+    return _exceptional(plans) or plans[:_EXAMPLES_SHOWN]
+
+
+def _exceptional(plans: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
+    """Return the layers that a reader has to see even if there are many, in the file's order."""
+    gravest = sorted((plan for plan in plans if _gravity(plan) > 0), key=_gravity, reverse=True)
+    return tuple(plan for plan in plans if plan in gravest[:_EXCEPTIONS_SHOWN])
+
+
+def _gravity(plan: LayerPlan) -> float:
+    """Return how much a reader has to see this layer; 0 for not at all."""
+    severities = {finding.severity for finding in plan.findings}
+    if "error" in severities:
+        return 1e6
+    if plan.action == "leave" and not plan.layer.frozen_already:
+        return 1e3
+    if "warning" in severities:
+        return max(finding.factor or 1.0 for finding in plan.findings)
+    return 0
+
+
+def layer_table(console: Console) -> Table:
+    """Return an empty table as reports have it: lean on a terminal, plain in a pipe."""
+    return Table(
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        header_style="bold",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if console.is_terminal else (0, 2, 0, 0),
+    )
+
+
+def eps_cell(plan: LayerPlan) -> Text:
+    """Return a layer's eps and where it is known from."""
+    eps = plan.layer.eps
+    style = "yellow" if eps.source == "assumed" else ""
+    return Text(f"{eps.value:g} {eps.source}", style)
+
+
+def findings_cell(findings: tuple[Finding, ...], console: Console) -> Text:
+    """Return a few words on each finding."""
+    texts = []
+    implied = {"variance_below_eps"} if any(item.code == "eps_matters" for item in findings) else ()
+    for finding in findings:
+        if finding.code in implied:
+            continue
+        label = LABELS[finding.code]
+        if finding.factor:
+            label += f" {symbol(console, '×')}{finding.factor:.3g}"
+        elif finding.channels:
+            label += f" ({finding.channels:,} ch.)"
+        texts.append(Text(label, _STYLES[finding.severity]))
+    return Text(", ").join(texts) if texts else Text(symbol(console, "–"), "dim")
+
+
+def rest_line(rest: list[LayerPlan], console: Console) -> Text:
+    """Return one line on the layers that a table leaves out."""
+    channels = [plan.layer.channels for plan in rest]
+    eps = Counter(f"{plan.layer.eps.value:g} {plan.layer.eps.source}" for plan in rest)
+    found = sum(bool(plan.findings) for plan in rest)
+    facts = [
+        f"{len(rest)} more layers",
+        f"{min(channels):,}{symbol(console, '–')}{max(channels):,} channels",
+        "eps " + ", ".join(eps),
+        f"{found} with findings" if found else "no findings",
+        "--all shows each",
+    ]
+    return Text(f" {symbol(console, '·')} ".join(facts), "dim")
+
+
+def finding_lines(plan: Plan) -> list[RenderableType]:
+    """Return a line for each kind of finding, added up over the layers, the gravest first."""
+    by_code: dict[str, list[Finding]] = {}
+    for item in plan.layers:
+        for finding in item.findings:
+            by_code.setdefault(finding.code, []).append(finding)
+    parts: list[RenderableType] = []
+    for severity in ("error", "warning", "note"):
+        for code, findings in by_code.items():
+            if findings[0].severity == severity and not (
+                code == "variance_below_eps" and "eps_matters" in by_code
+            ):
+                parts.append(_finding_line(code, by_code))
+    return parts
+
+
+def _finding_line(code: str, by_code: dict[str, list[Finding]]) -> Text:
+    findings = by_code[code]
+    channels = sum(finding.channels or 0 for finding in findings)
+    where = f"{_count(channels, 'channel')} of " if channels else ""
+    where += _count(len(findings), "layer")
+    worst = max(findings, key=lambda finding: finding.factor or 0)
+    line = Text()
+    line.append(f"{worst.severity}: ", _STYLES[worst.severity])
+    line.append(f"{worst.message} ({where}).")
+    below = sum(finding.channels or 0 for finding in by_code.get("variance_below_eps", ()))
+    if code == "eps_matters" and below:
+        line.append(f" {_count(below, 'channel')} have variance below eps.")
+    if code in ADVICE:
+        line.append(f" {ADVICE[code]}")
+    return line
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def left_alone_lines(plan: Plan) -> list[RenderableType]:
+    """Return a line for each reason for which layers are left alone."""
+    by_reason: dict[str, list[str]] = {}
+    for item in plan.left:
+        by_reason.setdefault(item.reason or "", []).append(item.layer.name)
+    return [Text(f"left alone: {named(names)}: {reason}") for reason, names in by_reason.items()]
+
+
+def named(names: Iterable[str], at_most: int = 3) -> str:
+    """Return the first names, and how many there are beyond."""
+    names = list(names)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def foreign_lines(names: Mapping[str, bool]) -> list[RenderableType]:
+    """Return what loading the file without care would import and call."""
+    lines: list[RenderableType] = []
+    for verb, called in (("call", True), ("import", False)):
+        if found := [name for name, is_called in names.items() if is_called == called]:
+            severity = "error" if called else "warning"
+            line = Text()
+            line.append(f"{severity}: ", _STYLES[severity])
+            line.append(
+                f"torch.load(weights_only=False) would {verb} {named(found, 5)}, which a model has "
+                "no need of. It was not done here, and none of it is in the output."
+            )
+            lines.append(line)
+    return lines
+
+
+def separated(blocks: Iterable[list[RenderableType]]) -> RenderableType:
+    """Return the blocks that hold anything, with an empty line between."""
+    parts: list[RenderableType] = []
+    for block in blocks:
+        if block:
+            parts += [Text(), *block] if parts else block
+    return Group(*parts)
