@@ -52,6 +52,7 @@ LABELS = {
     "dead_channels": "dead channels",
     "large_scale": "large scale",
     "stays_live": "stays live",
+    "dims_assumed": "2d assumed",
 }
 """A few words for each code."""
 
@@ -64,6 +65,7 @@ ADVICE = {
     "never_formed": "Train with BatchNorm first, or load pretrained weights.",
     "hardly_formed": "Train longer with BatchNorm before freezing.",
     "eps_matters": "Pass the model's own value with --eps.",
+    "dims_assumed": "If it is a BatchNorm1d, leave it alone with --exclude.",
     "stays_live": "In train() they go on updating their statistics; put them in eval() yourself.",
 }
 """What to do about errors and warnings, by code."""
@@ -122,7 +124,7 @@ def _numbers(values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
 
 def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     means, variances = values["running_mean"], values["running_var"]
-    if not any(means) and all(variance == 1 for variance in variances):
+    if means and not any(means) and all(variance == 1 for variance in variances):
         yield Finding(
             "never_formed",
             "error",
@@ -130,6 +132,8 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
         )
         return
     tracked = layer.batches_tracked
+    if layer.type_name is not None and layer.momentum is None:
+        return  # A cumulative average holds nothing of its initial value.
     momentum = _DEFAULT_MOMENTUM if layer.momentum is None else layer.momentum
     if tracked and tracked > 0 and (left := (1 - momentum) ** tracked) > _HARDLY_FORMED:
         source = "assumed " if layer.momentum is None else ""

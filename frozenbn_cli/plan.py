@@ -8,7 +8,6 @@ from typing import Literal
 
 from frozenbn_cli.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.checkpoints import StateDict
-from frozenbn_cli.errors import UsageError
 from frozenbn_cli.findings import STRUCTURAL, Finding, examine
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.selection import Selection
@@ -105,14 +104,11 @@ def plan_state_dict(
         selection: The user's choice among the layers.
 
     Raises:
-        UsageError: An eps was given and the file holds that of every layer, or a pattern of the
-            selection matches no layer.
+        UsageError: A pattern of the selection matches no layer.
     """
     record = ConversionRecord.from_metadata(metadata)
-    layers = find_batch_norms(part, eps=eps, frozen=record.layers if record else None)
-    if eps is not None and layers and not any(layer.eps.source == "given" for layer in layers):
-        raise UsageError("eps is given, and the file holds that of every layer")
-    return make_plan(layers, selection)
+    frozen = record.without_prefix(part.prefix).layers if record else None
+    return make_plan(find_batch_norms(part, eps=eps, frozen=frozen), selection)
 
 
 def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
@@ -129,13 +125,12 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     selection.check(layer.name for layer in layers)
     plans = []
     for layer in layers:
-        findings = examine(layer)
+        findings = () if _is_instance_norm(layer) else examine(layer)
         reason = _reason_left(layer) or selection.reason_left_out([layer.name])
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
-        if layer.has_statistics and layer.spatial_dims in (1, 3):
-            findings = (*findings, _STAYS_LIVE)
+        findings += _on_dimensions(layer)
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         plans.append(LayerPlan(layer, action, reason, findings, selected))
     edits = tuple(
@@ -146,6 +141,17 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     return Plan(tuple(plans), edits)
 
 
+def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
+    if layer.frozen_already or not layer.has_statistics or _is_instance_norm(layer):
+        return ()
+    if layer.spatial_dims is None:
+        return (_DIMS_ASSUMED,)
+    return () if layer.spatial_dims == 2 else (_STAYS_LIVE,)
+
+
+_DIMS_ASSUMED = Finding(
+    "dims_assumed", "note", "nothing tells BatchNorm2d from BatchNorm1d here; 2d is assumed"
+)
 _STAYS_LIVE = Finding(
     "stays_live", "note", "BatchNorm1d and BatchNorm3d stay live beside frozen layers"
 )
@@ -154,6 +160,8 @@ _STAYS_LIVE = Finding(
 def _reason_left(layer: BatchNorm) -> str | None:
     if layer.frozen_already:
         return "frozen already"
+    if _is_instance_norm(layer):
+        return f"{layer.type_name}, no BatchNorm"
     if not layer.has_statistics:
         return "no running statistics (track_running_stats=False)"
     if layer.spatial_dims not in (None, 2):
@@ -162,6 +170,10 @@ def _reason_left(layer: BatchNorm) -> str | None:
     if layer.type_name and layer.type_name not in _FREEZABLE:
         return f"{layer.type_name}, whose forward may do something else"
     return None
+
+
+def _is_instance_norm(layer: BatchNorm) -> bool:
+    return (layer.type_name or "").startswith("torch.nn.modules.instancenorm.")
 
 
 _FREEZABLE = {

@@ -98,3 +98,36 @@ def test_a_last_norm_before_pooling_is_not_taken_for_1d(tmp_path: Path) -> None:
             self.classifier = nn.Linear(11, 2)
 
     assert dims(tmp_path, Dense()) == {"features.norm": 2}
+
+
+def test_a_linear_layer_beside_is_nearer_than_convolutions_further_in(tmp_path: Path) -> None:
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))
+            self.fc = nn.Linear(32, 8)
+            self.features = nn.BatchNorm1d(8)
+
+    assert dims(tmp_path, Embedding()) == {"body.1": 2, "features": 1}
+
+
+def test_a_convolution_beside_is_nearer_than_others_further_in(tmp_path: Path) -> None:
+    class Video(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clips = nn.Sequential(nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, 1), nn.BatchNorm3d(8))
+            self.conv = nn.Conv2d(3, 8, 1)
+            self.norm = nn.BatchNorm2d(8)
+
+    assert dims(tmp_path, Video()) == {"clips.2": 3, "norm": 2}
+
+
+def test_a_norm_between_convolutions_and_classifier_may_be_either(tmp_path: Path) -> None:
+    class Neck(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+            self.bottleneck = nn.BatchNorm1d(8)
+            self.classifier = nn.Linear(8, 2)
+
+    assert dims(tmp_path, Neck()) == {"body.1": 2, "bottleneck": None}

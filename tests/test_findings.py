@@ -160,3 +160,31 @@ def test_a_layer_without_statistics_is_noted(tmp_path: Path) -> None:
         (layer,) = find_batch_norms(checkpoint.state_dict())
 
     assert [finding.code for finding in examine(layer)] == ["no_statistics"]
+
+
+def test_dimensions_that_are_assumed_are_noted(tmp_path: Path) -> None:
+    with open_checkpoint(save(tmp_path / "a.pt", batch_norm(4))) as checkpoint:
+        plan = plan_state_dict(checkpoint.state_dict(), {}, eps=1e-5, selection=Selection())
+
+    assert [finding.code for finding in plan.layers[0].findings] == ["dims_assumed"]
+    assert plan.layers[0].action == "freeze"
+
+
+def test_a_cumulative_average_holds_nothing_of_its_beginning(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, momentum=None))
+    model.train()(torch.randn(8, 3, 5, 5))
+    with open_checkpoint(save(tmp_path / "a.pt", model)) as checkpoint:
+        (layer,) = find_batch_norms(checkpoint.state_dict())
+        codes = [finding.code for finding in examine(layer)]
+
+    assert layer.batches_tracked == 1
+    assert "hardly_formed" not in codes
+
+
+def test_an_instance_norm_is_no_batch_norm(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.InstanceNorm2d(4, track_running_stats=True))
+    with open_checkpoint(save(tmp_path / "a.pt", model)) as checkpoint:
+        plan = plan_state_dict(checkpoint.state_dict(), {}, eps=1e-5, selection=Selection())
+
+    assert plan.layers[0].reason == "torch.nn.modules.instancenorm.InstanceNorm2d, no BatchNorm"
+    assert not plan.layers[0].findings
