@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,65 @@ class TestTrainingCheckpoints:
 
         assert plans["1"].layer.eps.source == "read"
 
+    def test_what_was_left_is_named_on_the_way_to_the_weights(self, tmp_path: Path) -> None:
+        deep = {"run": {"net": small_state(), "optimizer": {}, "note": "x"}, "epoch": 3}
+
+        result = convert_checkpoint(save(tmp_path / "a.pt", deep))
+
+        assert list(result.beside) == ["epoch", "run.optimizer", "run.note"]
+
+    def test_in_lists_and_under_several_keys(self, tmp_path: Path) -> None:
+        state = small_state()
+        listed = {"models": [state, {"fc.weight": torch.ones(2, 2)}], "best": state}
+
+        parts = inspect_checkpoint(save(tmp_path / "a.pt", listed)).state_dicts
+
+        assert [part.key for part in parts] == ["models.0", "best"]
+
+    def test_a_state_dict_without_batch_norm_can_be_asked_for(self, tmp_path: Path) -> None:
+        head = {"fc.weight": torch.ones(2, 2)}
+        path = save(tmp_path / "a.pt", {"loss": torch.ones(1), "net": small_state(), "head": head})
+
+        assert inspect_checkpoint(path, key="head").state_dicts[0].entries == 1
+        with pytest.raises(UsageError, match=r"There are 'net', 'head'\."):
+            inspect_checkpoint(path, key="tail")
+
+    def test_without_any_batch_norm_the_largest_is_shown(self, tmp_path: Path) -> None:
+        plain = {"a.weight": torch.ones(2), "b.weight": torch.ones(2)}
+        path = save(tmp_path / "a.pt", {"loss": torch.ones(1), "model": plain})
+
+        assert inspect_checkpoint(path).state_dicts[0].key == "model"
+
+    def test_a_sparse_tensor_is_no_obstacle_to_looking(self, tmp_path: Path) -> None:
+        sparse = torch.eye(3).to_sparse()
+        beside = save(tmp_path / "a.pt", {"net": small_state(), "extra": {"graph": sparse}})
+        within = save(tmp_path / "b.pt", {**small_state(), "graph": sparse})
+
+        convert_checkpoint(beside)
+        assert dict(inspect_checkpoint(within).state_dicts[0].unsupported) == {
+            "graph": "a sparse tensor"
+        }
+
+    def test_long_keys_cost_no_memory(self, tmp_path: Path) -> None:
+        key = "k" * 1_000_000
+        nested_keys = {key: {f"{index}": {"x": {}} for index in range(3000)}, "net": small_state()}
+
+        tracemalloc.start()
+        inspect_checkpoint(save(tmp_path / "a.pt", nested_keys))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+        assert peak < 50_000_000
+
     def test_a_cycle_is_no_trap(self, tmp_path: Path) -> None:
         cyclic: dict[str, Any] = {"model": small_state()}
         cyclic["self"] = cyclic
 
-        assert inspect_checkpoint(save(tmp_path / "a.pt", cyclic)).state_dicts[0].key == "model"
+        keys = [
+            part.key for part in inspect_checkpoint(save(tmp_path / "a.pt", cyclic)).state_dicts
+        ]
+
+        assert keys[0] == "model"
 
     def test_nothing_of_the_kind(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedFileError, match="expected a state dict, a training"):
@@ -227,6 +282,13 @@ class TestPickledModules:
                 new.writestr(name, old.read(name).replace(b"test_kinds", b"test_gone1"))
 
         assert inspect_checkpoint(renamed).kind == "pickled module (tests.test_gone1.Block)"
+
+    @pytest.mark.parametrize("eps", [torch.tensor(1e-3), "1e-3", -1.0, float("nan"), 10**400])
+    def test_an_eps_that_is_no_number_is_unknown(self, tmp_path: Path, eps: Any) -> None:
+        odd = model()
+        odd[1].eps = eps
+
+        assert layers(save(tmp_path / "a.pt", odd))["1"].layer.eps.source == "assumed"
 
     def test_a_wrapped_module_loses_its_prefix(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.pt", nn.DataParallel(model()))
@@ -402,6 +464,28 @@ class TestToTorch:
         loaded = torch.load(result.output_path, weights_only=True)
         assert torch.equal(loaded["wide"], state["wide"].resolve_conj())
 
+    def test_a_tensor_and_its_conjugate_stay_two(self, tmp_path: Path) -> None:
+        number = torch.randn(3, dtype=torch.complex64)
+        state = small_state() | {"z": number, "conjugate": number.conj()}
+
+        result = convert_checkpoint(
+            save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch")
+        )
+
+        loaded = torch.load(result.output_path, weights_only=True)
+        assert torch.equal(loaded["z"], number)
+        assert torch.equal(loaded["conjugate"], number.conj().resolve_conj())
+
+    def test_keeps_the_versions_of_modules_but_not_of_frozen_ones(self, tmp_path: Path) -> None:
+        source = save(tmp_path / "a.pt", model().state_dict())
+
+        result = convert_checkpoint(source, options=ConvertOptions(to="torch"))
+
+        loaded = torch.load(result.output_path, weights_only=True)
+        assert loaded._metadata["0"] == {"version": 1}
+        assert loaded._metadata["1"] == {"version": 1}
+        assert model().state_dict()._metadata["1"] == {"version": 2}
+
     def test_carries_its_record_and_is_frozen_already(self, tmp_path: Path) -> None:
         first = convert_checkpoint(
             save(tmp_path / "a.pt", model()), options=ConvertOptions(to="torch")
@@ -444,7 +528,7 @@ class TestOtherKinds:
 
         assert found.kind == "TorchScript archive"
         assert found.state_dicts == ()
-        with pytest.raises(UnsupportedFileError, match=r"found a TorchScript archive\. Convert"):
+        with pytest.raises(UnsupportedFileError, match=r"found TorchScript archive\. Convert"):
             convert_checkpoint(path)
 
     def test_an_exported_program_is_named(self, tmp_path: Path) -> None:

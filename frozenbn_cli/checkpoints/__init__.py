@@ -12,7 +12,7 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
-from frozenbn_cli.errors import UnsupportedFileError, located
+from frozenbn_cli.errors import InputError, UnsupportedFileError, located
 
 __all__ = ["Checkpoint", "LayerFacts", "StateDict", "StoredTensor", "open_checkpoint"]
 
@@ -34,7 +34,10 @@ def open_checkpoint(path: str | Path, *, keep_prefix: bool = False) -> Checkpoin
     """
     path = Path(path)
     with located(str(path)):
-        source = ByteSource(find_index(path) if path.is_dir() else path)
+        try:
+            source = ByteSource(find_index(path) if path.is_dir() else path)
+        except OSError as error:  # From looking at a path that is too long or not ours to see.
+            raise InputError(f"cannot be read ({error.strerror})") from error
     try:
         with located(str(path)):
             return _open(source, keep_prefix)

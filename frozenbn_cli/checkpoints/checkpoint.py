@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,8 @@ class StateDict:
         prefix: What wrappers put in front of every name, such as ``module.``.
         layers: What the file says of its layers, by their names without the prefix.
         is_module: Whether it is a pickled module rather than a mapping.
+        unsupported: Tensors that cannot be written, such as sparse ones: name and description.
+        versions: Of the modules, by name, where the state dict keeps them.
     """
 
     key: str
@@ -57,6 +59,8 @@ class StateDict:
     prefix: str = ""
     layers: Mapping[str, LayerFacts] = field(default_factory=dict)
     is_module: bool = False
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def has_batch_norm(self) -> bool:
@@ -75,6 +79,7 @@ class Checkpoint:
         kind: What it holds, such as ``state dict``.
         container: How it is stored, such as ``PyTorch ZIP``.
         state_dicts: The models in it.
+        others: State dicts without BatchNorm beside these, by key; made when they are asked for.
         beside: What the file holds beside them, such as an optimizer: name and description.
         metadata: The free-form text of a safetensors file.
         archive: The file as an archive, if it is one.
@@ -87,6 +92,7 @@ class Checkpoint:
     kind: str
     container: str
     state_dicts: tuple[StateDict, ...]
+    others: Mapping[str, Callable[[], StateDict]] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     archive: ZipArchive | None = None
@@ -119,15 +125,9 @@ class Checkpoint:
             UnsupportedFileError: The file holds none at all.
         """
         if not self.state_dicts:
-            raise UnsupportedFileError(
-                expected="a state dict", found=f"a {self.kind}", advice=self.advice
-            )
-        known = ", ".join(repr(part.key) for part in self.state_dicts)
+            raise UnsupportedFileError(expected="a state dict", found=self.kind, advice=self.advice)
         if key is not None:
-            for part in self.state_dicts:
-                if part.key == key:
-                    return part
-            raise UsageError(f"no state dict at key {key!a}", advice=f"There are {known}.")
+            return self._at_key(key)
         candidates = [part for part in self.state_dicts if part.has_batch_norm]
         candidates = candidates or list(self.state_dicts[:1])
         if len(candidates) > 1:
@@ -137,6 +137,17 @@ class Checkpoint:
                 advice="Choose one with --key.",
             )
         return candidates[0]
+
+    def _at_key(self, key: str) -> StateDict:
+        for part in self.state_dicts:
+            if part.key == key:
+                return part
+        if key in self.others:
+            return self.others[key]()
+        known = [part.key for part in self.state_dicts] + list(self.others)
+        named = ", ".join(repr(known_key) for known_key in known[:20] if known_key)
+        advice = f"There are {named}." if named else "The whole file is one state dict."
+        raise UsageError(f"no state dict at key {key!a}", advice=advice)
 
     def fingerprint(self) -> str:
         """Return the file's sha256; reads all of it and checks its checksums.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
-from frozenbn_cli.checkpoints.state_dicts import kind_of, state_dicts_in
+from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
 from frozenbn_cli.containers.legacy_stream import LegacyStream
 from frozenbn_cli.containers.source import ByteSource, Extent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
@@ -96,17 +96,18 @@ def _checkpoint(
     metadata: Mapping[str, str] = _NO_METADATA,
     keep_prefix: bool,
 ) -> Checkpoint:
-    parts, beside = state_dicts_in(pickle.value, finder, keep_prefix=keep_prefix)
+    found = find_state_dicts(pickle.value, finder, keep_prefix=keep_prefix)
     return Checkpoint(
         sources=(source,),
-        kind=kind_of(pickle.value, parts),
+        kind=found.kind,
         container=container,
-        state_dicts=parts,
-        beside=beside,
+        state_dicts=found.state_dicts,
+        others=found.others,
+        beside=found.beside,
         archive=archive,
         metadata=metadata,
         foreign_names=foreign_names(
-            pickle, classes_are_expected=any(part.is_module for part in parts)
+            pickle, classes_are_expected=any(part.is_module for part in found.state_dicts)
         ),
     )
 
@@ -121,9 +122,8 @@ def _other_kind(archive: ZipArchive) -> tuple[str, str] | None:
         )
     if "constants.pkl" in names:
         return "TorchScript archive", "Convert the state dict it was made from."
-    if "archive_format" in names or "serialized_exported_program.json" in names:
-        return "exported program (torch.export)", "Freeze the model and export it again."
-    if "serialized_exported_program.json" in archive.records:
+    exported = {"archive_format", "serialized_exported_program.json"}
+    if exported & names or exported & archive.records.keys():
         return "exported program (torch.export)", "Freeze the model and export it again."
     return None
 

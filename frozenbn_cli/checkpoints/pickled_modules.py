@@ -12,13 +12,15 @@ from typing import Any
 from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
-from frozenbn_cli.errors import DamagedFileError, located
+from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
 
 __all__ = ["is_module", "module_state_dict"]
 
 _MAX_MODULES = 200_000
 _MAX_DEPTH = 200
+_MAX_NAME_CHARACTERS = 4096
+_RECONSTRUCTOR = Global("copy_reg", "_reconstructor")
 _FROZEN_HOMES = ("torchvision.", "timm.", "detectron2.", "frozenbn_cli.")
 
 
@@ -29,8 +31,9 @@ def is_module(value: Value) -> bool:
 
 def module_class(module: Call) -> str:
     """Return the class of a pickled module, with its package."""
-    if module.function == Global("copy_reg", "_reconstructor") and module.arguments:
-        return str(module.arguments[0])
+    reconstructed = module.arguments[0] if module.arguments else None
+    if module.function == _RECONSTRUCTOR and isinstance(reconstructed, Global):
+        return str(reconstructed)
     return str(module.function)
 
 
@@ -39,18 +42,21 @@ def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
 
     Raises:
         DamagedFileError: The object tree is not that of a module.
-        UnsupportedFileError: A tensor is of an unsupported layout.
     """
     entries: dict[str, StoredTensor] = {}
+    unsupported: dict[str, str] = {}
     layers: dict[str, LayerFacts] = {}
     for name, module in _walk(root):
         prefix = f"{name}." if name else ""
         for entry, value in _own_tensors(module):
             with located(f"entry {prefix + entry!a}"):
-                entries[prefix + entry] = finder.tensor(value)
+                try:
+                    entries[prefix + entry] = finder.tensor(value)
+                except UnsupportedFileError as error:
+                    unsupported[prefix + entry] = error.problem
         if facts := _facts(module):
             layers[name] = facts
-    return StateDict(key, entries, layers=layers, is_module=True)
+    return StateDict(key, entries, layers=layers, is_module=True, unsupported=unsupported)
 
 
 def _walk(root: Call) -> Iterator[tuple[str, Call]]:
@@ -60,7 +66,7 @@ def _walk(root: Call) -> Iterator[tuple[str, Call]]:
     while waiting:
         name, module, depth = waiting.pop()
         count += 1
-        if count > _MAX_MODULES or depth > _MAX_DEPTH:
+        if count > _MAX_MODULES or depth > _MAX_DEPTH or len(name) > _MAX_NAME_CHARACTERS:
             raise DamagedFileError("more modules within each other than any model has")
         yield name, module
         children = []
@@ -105,14 +111,15 @@ def _facts(module: Call) -> LayerFacts | None:
     name = type_name.rpartition(".")[2]
     state: dict[str, Any] = module.state
     buffers = dict(_items(module, "_buffers"))
-    if not ({"running_mean", "running_var"} <= buffers.keys() or "BatchNorm" in name):
+    has_statistics = {"running_mean", "running_var"} <= buffers.keys()
+    if not (has_statistics or "BatchNorm" in name):
         return None
     frozen = "FrozenBatchNorm" in name and type_name.startswith(_FROZEN_HOMES)
     return LayerFacts(
         type_name=type_name,
         channels=_whole_number(state.get("num_features")),
-        eps=_number("eps", state.get("eps"), at_most=1e30),
-        momentum=_number("momentum", state.get("momentum"), at_most=1),
+        eps=_number(state.get("eps"), at_most=1e30),
+        momentum=_number(state.get("momentum"), at_most=1),
         tracks_statistics=all(
             buffers.get(role) is not None for role in ("running_mean", "running_var")
         ),
@@ -124,11 +131,8 @@ def _whole_number(value: Value) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-def _number(name: str, value: Value, *, at_most: float) -> float | None:
-    if value is None:
-        return None
+def _number(value: Value, *, at_most: float) -> float | None:
+    """Return a number as a layer holds it; what is none (a tensor, say) is as good as unknown."""
     if type(value) not in (int, float) or not 0 <= value <= at_most:
-        raise DamagedFileError(
-            f"{name} of a BatchNorm", expected="a number of 0 or more", found=describe(value)
-        )
+        return None
     return float(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict
 from frozenbn_cli.checkpoints.pickled_modules import is_module, module_class, module_state_dict
@@ -12,48 +14,64 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Value, describe, items_of
 
-__all__ = ["WRAPPER_PREFIXES", "kind_of", "state_dicts_in", "without_wrapper_prefix"]
+__all__ = ["WRAPPER_PREFIXES", "Found", "find_state_dicts", "without_wrapper_prefix"]
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and `torch.compile` put in front of every name."""
 
+_T = TypeVar("_T")
 _MAX_DEPTH = 32
-_MAX_VISITS = 500_000
+_MAX_VISITS = 200_000
+_MAX_KEY_CHARACTERS = 4096
+_FROZEN_VERSIONS = (1, 3)
 
 
-def state_dicts_in(
-    root: Value, finder: TensorFinder, *, keep_prefix: bool = False
-) -> tuple[tuple[StateDict, ...], dict[str, str]]:
-    """Return the state dicts in ``root``, and what stands beside them.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The state dicts in a file.
 
-    A state dict is a mapping with tensors of its own, or a pickled module. If any has BatchNorm,
-    those without (an optimizer's state, say) count as beside.
+    Attributes:
+        kind: What to call the file.
+        state_dicts: Those with BatchNorm; if there is none, the largest one.
+        others: The rest by key, made when they are asked for.
+        beside: What stands beside the chosen ones: name and description.
+    """
+
+    kind: str
+    state_dicts: tuple[StateDict, ...]
+    others: Mapping[str, Callable[[], StateDict]] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_state_dicts(root: Value, finder: TensorFinder, *, keep_prefix: bool = False) -> Found:
+    """Return the state dicts in ``root``.
+
+    A state dict is a mapping with tensors of its own, or a pickled module.
 
     Raises:
         DamagedFileError: A tensor contradicts its storage.
-        UnsupportedFileError: There is no state dict, or a tensor of an unsupported layout.
+        UnsupportedFileError: There is no state dict.
     """
-    parts = [
-        _part(key, value, finder)
-        if keep_prefix
-        else without_wrapper_prefix(_part(key, value, finder))
-        for key, value in _candidates(root)
-    ]
-    if not parts:
+    candidates = dict(_candidates(root))
+    if not candidates:
         raise UnsupportedFileError(
             expected="a state dict, a training checkpoint or a module", found=describe(root)
         )
-    chosen = [part for part in parts if part.has_batch_norm] or parts[:1]
-    return tuple(chosen), _beside(root, chosen)
-
-
-def kind_of(root: Value, parts: tuple[StateDict, ...]) -> str:
-    """Return what to call a file whose pickle holds ``root``."""
-    if is_module(root):
-        return f"pickled module ({module_class(root)})"
-    if len(parts) > 1:
-        return f"training checkpoint ({len(parts)} state dicts)"
-    return "training checkpoint" if parts[0].key else "state dict"
+    makers = {
+        key: partial(_part, key, value, finder, keep_prefix) for key, value in candidates.items()
+    }
+    likely = [key for key, value in candidates.items() if _may_have_batch_norm(value)]
+    parts = [part for key in likely if (part := makers[key]()).has_batch_norm]
+    if not parts:
+        largest = max(candidates, key=lambda key: _tensor_count(candidates[key]))
+        parts = [makers[largest]()]
+    keys = {part.key for part in parts}
+    return Found(
+        _kind(root, parts),
+        tuple(parts),
+        {key: make for key, make in makers.items() if key not in keys},
+        _beside(root, keys),
+    )
 
 
 def without_wrapper_prefix(part: StateDict) -> StateDict:
@@ -70,88 +88,153 @@ def without_wrapper_prefix(part: StateDict) -> StateDict:
         prefix += found
     if not prefix:
         return part
+
+    def bare(mapping: Mapping[str, _T]) -> dict[str, _T]:
+        return {name.removeprefix(prefix): value for name, value in mapping.items()}
+
     return replace(
         part,
         prefix=prefix,
-        entries={name.removeprefix(prefix): entry for name, entry in part.entries.items()},
-        left_out={name.removeprefix(prefix): text for name, text in part.left_out.items()},
-        layers={name.removeprefix(prefix): facts for name, facts in part.layers.items()},
+        entries=bare(part.entries),
+        left_out=bare(part.left_out),
+        layers=bare(part.layers),
+        unsupported=bare(part.unsupported),
+        versions=bare(part.versions),
     )
 
 
+def _kind(root: Value, parts: list[StateDict]) -> str:
+    if is_module(root):
+        return f"pickled module ({module_class(root)})"
+    if len(parts) > 1:
+        return f"training checkpoint ({len(parts)} state dicts)"
+    return "training checkpoint" if parts[0].key else "state dict"
+
+
 def _candidates(root: Value) -> Iterator[tuple[str, Value]]:
-    """Yield the key and value of every mapping with tensors of its own, and of every module."""
+    """Yield every mapping with tensors of its own and every module, under each of its keys."""
     waiting: list[tuple[str, Value, int]] = [("", root, 0)]
-    seen: set[int] = set()
-    while waiting:
+    inside: set[int] = set()
+    for _ in range(_MAX_VISITS):
+        if not waiting:
+            return
         key, value, depth = waiting.pop()
-        if id(value) in seen or depth > _MAX_DEPTH or len(seen) > _MAX_VISITS:
-            continue
-        seen.add(id(value))
-        if is_module(value):
+        if is_module(value) or _tensor_count(value):
             yield key, value
+        if is_module(value) or id(value) in inside or depth == _MAX_DEPTH:
             continue
-        items = items_of(value)
-        if items is None:
-            continue
-        if any(isinstance(name, str) and is_tensor(entry) for name, entry in items):
-            yield key, value
+        inside.add(id(value))
         children = [
-            (f"{key}.{name}" if key else name, entry, depth + 1)
-            for name, entry in items
-            if isinstance(name, str) and (is_module(entry) or items_of(entry) is not None)
+            (full_key, child, depth + 1)
+            for full_key, child in _children(key, value)
+            if is_module(child) or _inner(child)
         ]
         waiting += reversed(children)
 
 
-def _part(key: str, value: Value, finder: TensorFinder) -> StateDict:
+def _children(key: str, value: Value) -> Iterator[tuple[str, Value]]:
+    """Yield what a mapping or sequence holds, with the key of each in the whole file."""
+    if len(key) > _MAX_KEY_CHARACTERS:
+        return
+    for name, child in _inner(value):
+        if isinstance(name, (str, int)):
+            yield (f"{key}.{name}" if key else str(name)), child
+
+
+def _inner(value: Value) -> list[tuple[Value, Value]]:
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    return items_of(value) or []
+
+
+def _tensor_count(value: Value) -> int:
+    if is_module(value):
+        return 1
+    if isinstance(value, (list, tuple)):
+        return 0
+    return sum(isinstance(name, str) and is_tensor(entry) for name, entry in _inner(value))
+
+
+def _may_have_batch_norm(value: Value) -> bool:
+    return is_module(value) or any(
+        isinstance(name, str) and name.endswith(("running_mean", "running_var"))
+        for name, _ in _inner(value)
+    )
+
+
+def _part(key: str, value: Value, finder: TensorFinder, keep_prefix: bool) -> StateDict:
     with located(f"key {key!a}") if key else located("state dict"):
         if is_module(value):
-            return module_state_dict(key, value, finder)
-        entries: dict[str, StoredTensor] = {}
-        left_out: dict[str, str] = {}
-        for name, entry in items_of(value) or ():
-            if isinstance(name, str) and isinstance(entry, Call) and is_tensor(entry):
-                with located(f"entry {name[:80]!a}"):
-                    entries[name] = finder.tensor(entry)
-            elif not isinstance(name, str) or items_of(entry) is None or not key:
-                left_out[name if isinstance(name, str) else describe(name)] = describe(entry)
-        return StateDict(key, entries, left_out, layers=_versions(value, entries))
+            part = module_state_dict(key, value, finder)
+        else:
+            part = _mapping(key, value, finder)
+    return part if keep_prefix else without_wrapper_prefix(part)
 
 
-def _versions(value: Value, entries: Mapping[str, StoredTensor]) -> dict[str, LayerFacts]:
-    """Return the layers that the state dict's versions show to be frozen already.
-
-    `torch.save` keeps ``state_dict()._metadata``, in which BatchNorm has version 2. A layer with
-    the same entries and another version is a frozen one: 1 for torchvision, timm and this
-    package, 3 for detectron2.
-    """
-    metadata = (
-        value.state.get("_metadata")
-        if isinstance(value, Call) and isinstance(value.state, dict)
-        else None
+def _mapping(key: str, value: Value, finder: TensorFinder) -> StateDict:
+    entries: dict[str, StoredTensor] = {}
+    left_out: dict[str, str] = {}
+    unsupported: dict[str, str] = {}
+    for name, entry in _inner(value):
+        if not (isinstance(name, str) and isinstance(entry, Call) and is_tensor(entry)):
+            left_out[name if isinstance(name, str) else describe(name)] = describe(entry)
+            continue
+        with located(f"entry {name[:80]!a}"):
+            try:
+                entries[name] = finder.tensor(entry)
+            except UnsupportedFileError as error:
+                unsupported[name] = error.problem
+    versions = _versions(value)
+    return StateDict(
+        key,
+        entries,
+        left_out,
+        layers=_frozen_layers(entries, versions),
+        unsupported=unsupported,
+        versions=versions,
     )
-    versions = dict(items_of(metadata) or ())
+
+
+def _versions(value: Value) -> dict[str, int]:
+    """Return the versions of the modules, which ``state_dict()`` keeps in its ``_metadata``."""
+    state = value.state if isinstance(value, Call) and isinstance(value.state, dict) else {}
+    return {
+        name: described["version"]
+        for name, described in items_of(state.get("_metadata")) or ()
+        if isinstance(name, str)
+        and isinstance(described, dict)
+        and type(described.get("version")) is int
+    }
+
+
+def _frozen_layers(
+    entries: Mapping[str, StoredTensor], versions: Mapping[str, int]
+) -> dict[str, LayerFacts]:
+    """Return the layers that their versions show to be frozen already.
+
+    BatchNorm has version 2. A layer with the same entries and another version is a frozen one: 1
+    for torchvision, timm and this package, 3 for detectron2.
+    """
     frozen: dict[str, LayerFacts] = {}
     for name in entries:
         layer, _, role = name.rpartition(".")
-        described = versions.get(layer)
-        if role != "running_var" or not isinstance(described, dict):
-            continue
         counted = (f"{layer}.num_batches_tracked" if layer else "num_batches_tracked") in entries
-        if described.get("version") in (1, 3) and not counted:
+        if role == "running_var" and versions.get(layer) in _FROZEN_VERSIONS and not counted:
             frozen[layer] = LayerFacts(frozen=True)
     return frozen
 
 
-def _beside(root: Value, chosen: list[StateDict]) -> dict[str, str]:
-    """Return what the outermost mapping holds beside the chosen state dicts."""
-    keys = {part.key for part in chosen}
-    if is_module(root) or "" in keys:
-        return {}
-    inside = {key.split(".")[0] for key in keys} | keys
-    return {
-        name if isinstance(name, str) else describe(name): describe(value)
-        for name, value in items_of(root) or ()
-        if name not in inside
-    }
+def _beside(root: Value, keys: set[str]) -> dict[str, str]:
+    """Return what stands beside the chosen state dicts, on the way to each of them."""
+    beside: dict[str, str] = {}
+    waiting = [("", root)] if "" not in keys else []
+    while waiting:
+        key, value = waiting.pop()
+        for full_key, child in _children(key, value):
+            if full_key in keys:
+                continue
+            if any(chosen.startswith(f"{full_key}.") for chosen in keys) and not is_module(child):
+                waiting.append((full_key, child))
+            else:
+                beside[full_key] = describe(child)
+    return beside
