@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,9 +16,14 @@ from rich.text import Text
 
 from frozenbn_cli import __version__, options
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
-from frozenbn_cli.errors import FrozenBNError, RefusedError, UsageError
+from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
 from frozenbn_cli.inspection import Inspection, inspect_checkpoint
-from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
+from frozenbn_cli.reports.console import (
+    ProgressBar,
+    make_console,
+    print_report,
+    printable,
+)
 from frozenbn_cli.reports.documents import (
     conversion_document,
     error_document,
@@ -172,8 +178,21 @@ def convert(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    for stream in ("stdout", "stderr"):
+        _make_usable(stream)
     sys.exit(run(sys.argv[1:]))
+
+
+def _make_usable(name: str) -> None:
+    """Give a stream that was closed somewhere to write, and one that lacks characters a way out."""
+    stream = getattr(sys, name)
+    if stream is None:
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    elif isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -188,6 +207,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error, arguments)
     except _ParserError as error:
         message = error.format_message().rstrip(".")
+        if not message:  # No arguments: the help was shown.
+            return UsageError.exit_code
         return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
     except Exception as error:  # A crash must not look like the answer "no".
         bug = FrozenBNError(
@@ -202,7 +223,7 @@ def run(arguments: list[str]) -> int:
 
 def _fail(error: FrozenBNError, arguments: list[str]) -> int:
     if "--json" in arguments:
-        with _reader_may_leave():
+        with suppress(OutputError), _reader_may_leave():
             typer.echo(to_json(error_document(arguments[0], error)))
     return _complain(error)
 
@@ -210,7 +231,8 @@ def _fail(error: FrozenBNError, arguments: list[str]) -> int:
 def _complain(error: FrozenBNError) -> int:
     if os.environ.get("FROZENBN_DEBUG"):
         traceback.print_exc()
-    make_console(sys.stderr).print(f"frozenbn: {error}", style="red", soft_wrap=True)
+    with suppress(OSError):
+        make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
     return error.exit_code
 
 
@@ -222,3 +244,6 @@ def _reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot be written ({error.strerror})") from error

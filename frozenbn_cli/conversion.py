@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from frozenbn_cli.errors import (
     NothingToFreezeError,
     RefusedError,
     UnhealthyStatisticsError,
+    UnsupportedFileError,
     UsageError,
     VerificationError,
     located,
@@ -33,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 """Is told the stage, the bytes or layers done, and the total."""
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
+_FROZEN_VERSION = 1  # BatchNorm's is 2: an old layer is told from a frozen one by it.
 _NO_MODEL = "a state dict holds no model that could be run"
 _SKIPPED = "skipped by --no-verify"
 
@@ -62,6 +65,12 @@ class ConvertOptions:
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.to not in OUTPUTS:
+            raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
+        if self.eps is not None and not 0 <= self.eps < math.inf:
+            raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +188,10 @@ class _Conversion:
 
     def run(self) -> ConversionResult:
         output = AtomicOutput(self._target, replace=self._options.force)
-        if not self._options.dry_run:
-            self._check_target(output)
+        self._check_target(output)
         with self._timed("plan"), located(self._place):
             part = self._checkpoint.state_dict(self._options.key)
+            _refuse_unsupported(part)
             plan = self._plan(part)
         planned = ConversionResult(
             outcome="planned",
@@ -208,7 +217,8 @@ class _Conversion:
 
     def _check_target(self, output: AtomicOutput) -> None:
         output.check_target()
-        if self._target.exists() and self._target.samefile(self._checkpoint.path):
+        sources = self._checkpoint.sources
+        if self._target.exists() and any(self._target.samefile(item.path) for item in sources):
             raise UsageError(
                 "is the input, which is never changed",
                 where=(str(self._target),),
@@ -216,12 +226,14 @@ class _Conversion:
             )
 
     def _plan(self, part: StateDict) -> Plan:
-        return plan_state_dict(
-            part,
-            self._checkpoint.metadata,
-            eps=self._options.eps,
-            selection=self._options.selection,
+        eps = self._options.eps
+        plan = plan_state_dict(
+            part, self._checkpoint.metadata, eps=eps, selection=self._options.selection
         )
+        sources = {item.layer.eps.source for item in plan.layers}
+        if eps is not None and sources and "given" not in sources:
+            raise UsageError("eps is given, and the file holds that of every layer")
+        return plan
 
     def _refuse(self, planned: ConversionResult) -> None:
         """Raise where the plan itself says that nothing should be written."""
@@ -230,8 +242,8 @@ class _Conversion:
         if plan.broken and not self._options.force_unhealthy:
             count = len(plan.broken)
             error = UnhealthyStatisticsError(
-                f"{count} of {len(plan.layers)} BatchNorm layers "
-                f"{'has' if count == 1 else 'have'} broken or never formed statistics",
+                f"broken or never formed statistics in {count} of {len(plan.layers)} BatchNorm "
+                "layers",
                 where=(self._place,),
                 advice="Freeze the others with --exclude, or all with --force-unhealthy.",
             )
@@ -249,7 +261,7 @@ class _Conversion:
         plan = planned.plan
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
         with self._timed("write"):
-            writer, record = self._write(output, kept, plan)
+            writer, record = self._write(output, kept, part, plan)
         with self._timed("verify"):
             claims = self._verify(output.path, kept, plan)
         digest = str(record.source["sha256"])
@@ -264,18 +276,22 @@ class _Conversion:
         return replace(result, outcome="converted", output_bytes=self._target.stat().st_size)
 
     def _write(
-        self, output: AtomicOutput, kept: Mapping[str, StoredTensor], plan: Plan
+        self,
+        output: AtomicOutput,
+        kept: Mapping[str, StoredTensor],
+        part: StateDict,
+        plan: Plan,
     ) -> tuple[Output, ConversionRecord]:
         """Write the whole file but for the claims; hash and check the input meanwhile."""
         hashing = ThreadPoolExecutor(1)
         try:
             sha256 = hashing.submit(self._checkpoint.fingerprint)
-            record = self._record(plan, sha256="0" * 64)
+            record = self._record(part, plan, sha256="0" * 64)
             with output.writing() as file, located(self._place):
-                writer = self._begin(file, kept, record)
+                writer = self._begin(file, kept, part, record)
                 total = sum(tensor.size_bytes for tensor in kept.values())
                 writer.write_tensors(self._counter("writing", total))
-            record = self._record(plan, sha256=sha256.result())
+            record = self._record(part, plan, sha256=sha256.result())
         finally:
             hashing.shutdown(wait=False)
         with output.writing():
@@ -283,19 +299,33 @@ class _Conversion:
         return writer, record
 
     def _begin(
-        self, file: BinaryIO, kept: Mapping[str, StoredTensor], longest: ConversionRecord
+        self,
+        file: BinaryIO,
+        kept: Mapping[str, StoredTensor],
+        part: StateDict,
+        longest: ConversionRecord,
     ) -> Output:
         begin = OUTPUTS[self._options.to]
-        return begin(file, kept, metadata=self._checkpoint.metadata, longest_record=longest)
+        versions = dict(part.versions)
+        versions |= {name: _FROZEN_VERSION for name in longest.layers if name in versions}
+        return begin(
+            file,
+            kept,
+            metadata=self._checkpoint.metadata,
+            longest_record=longest,
+            versions=versions,
+        )
 
-    def _record(self, plan: Plan, *, sha256: str) -> ConversionRecord:
+    def _record(self, part: StateDict, plan: Plan, *, sha256: str) -> ConversionRecord:
         """Return the record with every claim, which is as long as it can become."""
         source: dict[str, str | int] = {
             "file": self._checkpoint.path.name,
             "sha256": sha256,
             "size_bytes": self._checkpoint.size_bytes,
         }
-        layers = {item.layer.name: item.layer.eps for item in plan.frozen}
+        before = ConversionRecord.from_metadata(self._checkpoint.metadata)
+        layers = dict(before.without_prefix(part.prefix).layers) if before else {}
+        layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
         return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS)
 
     def _verify(
@@ -333,6 +363,11 @@ class _Conversion:
         started = time.perf_counter()
         yield
         self._seconds[stage] = time.perf_counter() - started
+
+
+def _refuse_unsupported(part: StateDict) -> None:
+    for name, reason in part.unsupported.items():
+        raise UnsupportedFileError(reason, where=(f"entry {name!a}",))
 
 
 def _refuse_difference(result: ConversionResult) -> None:

@@ -56,6 +56,7 @@ class InspectedStateDict:
         entries: The number of tensors.
         elements: The number of their elements, per dtype.
         left_out: What else it holds, which is no tensor: name and description.
+        unsupported: Tensors that `convert` cannot write, such as sparse ones.
         plan: The BatchNorm layers, findings, and what `convert` would do.
         statistics: Of each layer that has readable ones, by name.
     """
@@ -65,6 +66,7 @@ class InspectedStateDict:
     entries: int
     elements: Mapping[str, int]
     left_out: Mapping[str, str]
+    unsupported: Mapping[str, str]
     plan: Plan
     statistics: Mapping[str, Statistics]
 
@@ -98,9 +100,12 @@ class Inspection:
 
     @property
     def has_errors(self) -> bool:
-        """Whether statistics are broken or were never formed, or names would be called."""
-        return any(part.plan.broken for part in self.state_dicts) or any(
-            self.foreign_names.values()
+        """Whether there is a finding that is an error, or a name that would be called."""
+        return any(self.foreign_names.values()) or any(
+            finding.severity == "error"
+            for part in self.state_dicts
+            for item in part.plan.layers
+            for finding in item.findings
         )
 
 
@@ -158,6 +163,7 @@ def _inspect(
         entries=len(part.entries),
         elements=dict(elements),
         left_out=part.left_out,
+        unsupported=part.unsupported,
         plan=plan,
         statistics={
             item.layer.name: _statistics(item.layer) for item in plan.layers if _is_readable(item)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.checkpoints import open_checkpoint
@@ -26,7 +28,7 @@ def load_frozen(model: nn.Module, path: str | Path) -> nn.Module:
 
     Args:
         model: The model that the original checkpoint belongs to, with BatchNorm2d layers or with
-            layers that are frozen already.
+            FrozenBatchNorm2d layers of this package. Not wrapped (DataParallel, `torch.compile`).
         path: The converted file.
 
     Returns:
@@ -39,6 +41,7 @@ def load_frozen(model: nn.Module, path: str | Path) -> nn.Module:
     """
     with open_checkpoint(path) as checkpoint:
         record = ConversionRecord.from_metadata(checkpoint.metadata)
+        container = checkpoint.container
     if record is None:
         raise UnsupportedFileError(
             "frozenbn did not write this file",
@@ -48,10 +51,21 @@ def load_frozen(model: nn.Module, path: str | Path) -> nn.Module:
     live = {name for layer in survey_batch_norms(model) for name in layer.names}
     if chosen := [name for name in record.layers if name in live]:
         model = convert_bn_to_frozen(model, include=[_literal(name) for name in chosen])
+    layers = dict(model.named_modules(remove_duplicate=False))
     for name, eps in record.layers.items():
-        _set_eps(model, name, eps)
-    model.load_state_dict(load_file(path), strict=True)
+        _set_eps(name, layers.get(name), eps)
+    entries: OrderedDict[str, Tensor] = OrderedDict(_entries(Path(path), container))
+    # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
+    entries._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(entries, strict=True)
     return model
+
+
+def _entries(path: Path, container: str) -> dict[str, Tensor]:
+    if container == "safetensors":
+        return load_file(path)
+    entries: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return entries
 
 
 def _literal(name: str) -> str:
@@ -59,8 +73,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def _set_eps(model: nn.Module, name: str, eps: Eps) -> None:
-    layer = dict(model.named_modules(remove_duplicate=False)).get(name)
+def _set_eps(name: str, layer: nn.Module | None, eps: Eps) -> None:
     if not isinstance(layer, FrozenBatchNorm2d):
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
         raise UsageError(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frozenbn_cli.batch_norm import Eps
@@ -44,6 +44,11 @@ class ConversionRecord:
     source: Mapping[str, str | int]
     layers: Mapping[str, Eps]
     verified: tuple[str, ...] = ()
+
+    def without_prefix(self, prefix: str) -> ConversionRecord:
+        """Return the record with layer names that begin with ``prefix`` freed from it."""
+        layers = {name.removeprefix(prefix): eps for name, eps in self.layers.items()}
+        return replace(self, layers=layers)
 
     def to_text(self) -> str:
         """Return the JSON document."""

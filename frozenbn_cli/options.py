@@ -42,7 +42,7 @@ _READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shar
 
 Checkpoint = Annotated[Path, typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)]
 Checkpoints = Annotated[
-    list[Path], typer.Argument(help=_READ, metavar="CHECKPOINT...", show_default=False)
+    list[Path], typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)
 ]
 Key = Annotated[
     str | None,

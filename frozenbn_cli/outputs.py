@@ -42,6 +42,7 @@ class SafetensorsOutput:
         *,
         metadata: Mapping[str, str],
         longest_record: ConversionRecord,
+        versions: Mapping[str, int],  # noqa: ARG002  # There is no place for them.
     ) -> None:
         # Without holes between them, tensors are aligned only if wider elements come first.
         self._tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.item_bytes))
@@ -78,7 +79,9 @@ class TorchOutput:
         *,
         metadata: Mapping[str, str],  # noqa: ARG002  # There is no place for it.
         longest_record: ConversionRecord,  # noqa: ARG002  # Records are as long as they are.
+        versions: Mapping[str, int],
     ) -> None:
+        self._versions = versions
         self._writer = ZipWriter(file)
         self._storages: dict[Value, tuple[str, StoredTensor]] = {}
         self._tensors = tensors
@@ -88,6 +91,10 @@ class TorchOutput:
         """Write the pickle, and the storage of every tensor."""
         entries = [(name, self._rebuilt(tensor)) for name, tensor in self._tensors.items()]
         state_dict = Call(_ORDERED_DICT, (), items=list(entries))
+        if self._versions:
+            described = [(name, {"version": number}) for name, number in self._versions.items()]
+            state_dict.state = {"_metadata": Call(_ORDERED_DICT, (), items=list(described))}
+            state_dict.has_state = True
         self._writer.add("archive/data.pkl", write_pickle(state_dict))
         self._writer.add("archive/byteorder", b"little")
         for key, tensor in self._storages.values():
@@ -107,10 +114,17 @@ class TorchOutput:
 
     def _rebuilt(self, tensor: StoredTensor) -> Call:
         """Return the call that rebuilds ``tensor``; entries that share all of a tensor go on to."""
-        shared = (id(tensor.storage), tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+        shared = (
+            id(tensor.storage),
+            tensor.offset,
+            tensor.shape,
+            tensor.strides,
+            tensor.dtype,
+            tensor.conjugate,
+        )
         key, _ = self._storages.setdefault(shared, (str(len(self._storages)), tensor))
         dtype = tensor.dtype
-        typed = dtype.storage is not None and not dtype.name.startswith("float8")
+        typed = dtype.storage is not None and dtype.name not in _WITHOUT_TYPED_STORAGE
         kind = Global("torch", str(dtype.storage)) if typed else _UNTYPED
         count = tensor.elements if typed else tensor.size_bytes
         storage = PersistentId(("storage", kind, key, "cpu", count))
@@ -135,11 +149,18 @@ OUTPUTS: Mapping[OutputFormat, Callable[..., Output]] = {
 }
 """How to begin an output of each format."""
 
+# What `torch.load` knows no typed storage for.
+_WITHOUT_TYPED_STORAGE = {"float8_e4m3fn", "float8_e5m2", "complex32"}
 _ORDERED_DICT = Global("collections", "OrderedDict")
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 
 
 def _layout(name: str, tensor: StoredTensor) -> tuple[str, tuple[int, ...], int]:
+    if name == "__metadata__":
+        raise UnsupportedFileError(
+            "safetensors keeps the entry name __metadata__ to itself",
+            advice="Write --to torch instead.",
+        )
     if tensor.dtype.code is None:
         raise UnsupportedFileError(
             f"safetensors cannot hold dtype {tensor.dtype}",

@@ -130,19 +130,22 @@ def verify_layers(
         progress: Is called for each layer that was compared.
     """
     stated = written.stated_eps()
+    unrunnable = ""
     for count, (name, source) in enumerate(layers.items()):
+        shown = name or "the layer"
         if name not in stated:
-            return Claim("layers", "different", f"{name}: the file does not state its eps", count)
-        eps = stated[name]
+            return Claim("layers", "different", f"{shown}: the file does not state its eps", count)
         try:
-            difference = _layer_difference(written, name, source, eps)
+            difference = _layer_difference(written, name, source, stated[name])
         except RuntimeError as error:
             # PyTorch has no kernel for this dtype on this machine.
-            reason = f"{name or 'the layer'} cannot be run here: {str(error).splitlines()[0]}"
-            return Claim("layers", "not verified", reason, count)
+            unrunnable = unrunnable or f"{shown} cannot be run here: {str(error).splitlines()[0]}"
+            continue
         if difference:
-            return Claim("layers", "different", f"{name or 'the layer'}: {difference}", count)
+            return Claim("layers", "different", f"{shown}: {difference}", count)
         progress(1)
+    if unrunnable:
+        return Claim("layers", "not verified", unrunnable)
     if not layers:
         return Claim("layers", "not verified", "no layer was frozen")
     detail = f"{len(layers):,} layers against BatchNorm2d in eval, with gradients and without"
@@ -190,6 +193,8 @@ def _probes(layer: Any) -> Iterator[tuple[Tensor, bool]]:
 
 def _tensor(stored: StoredTensor) -> Tensor:
     dtype = getattr(torch, stored.dtype.name)
+    if not stored.elements:
+        return torch.empty(stored.shape, dtype=dtype)
     return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import frozenbn_cli
 from frozenbn_cli import cli
-from tests.files import save, small_state
+from tests.files import batch_norm, nested, save, small_state
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ class TestExitCodes:
 
         assert code == 1
         assert "not converted: unhealthy statistics" in out
-        assert err.startswith(f"frozenbn: {path}: 1 of 2 BatchNorm layers has broken")
+        assert err.startswith(f"frozenbn: {path}: broken or never formed statistics in 1 of")
         assert "--force-unhealthy" in err
         assert run_here(capsys, "convert", path, "--force-unhealthy")[0] == 0
 
@@ -270,7 +270,45 @@ class TestExitCodes:
         assert run_here(capsys, "convert", model)[0] == 130
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_closed_and_full_streams_are_told_from_the_answer(model: Path) -> None:
+    shell = f'"{sys.executable}" -m frozenbn_cli inspect "{model}"'
+
+    closed = subprocess.run(["bash", "-c", f"{shell} >&-"], capture_output=True, check=False)
+    full = subprocess.run(
+        ["bash", "-c", f"{shell} --json >/dev/full"], capture_output=True, text=True, check=False
+    )
+
+    assert closed.returncode == 0
+    assert (full.returncode, full.stderr) == (
+        4,
+        "frozenbn: standard output: cannot be written (No space left on device)\n",
+    )
+
+
+def test_help_in_an_ascii_locale() -> None:
+    assert frozenbn("--help", PYTHONIOENCODING="ascii").returncode == 0
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_here(capsys)
+
+    assert (code, err) == (2, "")
+    assert "Usage: frozenbn" in out
+
+
+def test_names_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = nested(**{"evil\x1b[31m\nlayers ✓ equal": batch_norm(4)})
+    path = save(tmp_path / "a.pt", state)
+
+    for arguments in (["inspect", path], ["convert", path, "--key", "\x1b[1m"]):
+        _, out, err = run_here(capsys, *arguments)
+        assert "\x1b" not in out + err
+        assert "\nlayers ✓ equal" not in out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> None:
     # The output's own name is taken by a pipe that nobody reads, so that the run cannot end.
     code = (

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import frozenbn_cli
 from frozenbn_cli import outputs, verification
+from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
 from frozenbn_cli.errors import (
@@ -36,7 +37,8 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def conversion_record(path: Path) -> dict[str, Any]:
-    return json.loads(metadata(path)[METADATA_KEY])
+    with open_checkpoint(path) as checkpoint:
+        return json.loads(checkpoint.metadata[METADATA_KEY])
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -143,6 +145,21 @@ def test_a_second_conversion_finds_nothing_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "again.safetensors").exists()
 
 
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_layers_that_were_frozen_before_stay_on_record(tmp_path: Path, to: Any) -> None:
+    source = save(tmp_path / "a.pt", small_state())
+    how = ConvertOptions(to=to, eps=1e-3, selection=Selection.of(include="bn1"))
+    first = convert_checkpoint(source, options=how)
+
+    second = convert_checkpoint(first.output_path, tmp_path / "b", options=ConvertOptions(eps=1e-4))
+
+    assert [plan.layer.name for plan in second.plan.frozen] == ["bn2"]
+    assert conversion_record(second.output_path)["layers"] == {
+        "bn1": {"eps": 1e-3, "eps_source": "given"},
+        "bn2": {"eps": 1e-4, "eps_source": "given"},
+    }
+
+
 def test_freezes_the_selected_layers_only(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
@@ -242,7 +259,9 @@ class TestStops:
         return save(tmp_path / "a.pt", state)
 
     def test_broken_statistics(self, tmp_path: Path) -> None:
-        with pytest.raises(UnhealthyStatisticsError, match="1 of 2 BatchNorm layers has") as caught:
+        with pytest.raises(
+            UnhealthyStatisticsError, match="statistics in 1 of 2 BatchNorm layers"
+        ) as caught:
             convert_checkpoint(self.broken(tmp_path))
 
         assert caught.value.exit_code == 1
@@ -303,6 +322,38 @@ class TestStops:
 
         with pytest.raises(UsageError, match="is the input"):
             convert_checkpoint(source, target, options=ConvertOptions(force=True))
+
+    def test_an_output_that_is_a_shard_of_the_input(self, tmp_path: Path) -> None:
+        shard = save(tmp_path / "m.safetensors", small_state())
+        index = {"weight_map": dict.fromkeys(small_state(), shard.name)}
+        (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
+
+        with pytest.raises(UsageError, match="is the input"):
+            convert_checkpoint(tmp_path, shard, options=ConvertOptions(force=True))
+
+    def test_options_that_make_no_sense(self) -> None:
+        for options in ({"to": "onnx"}, {"eps": -1.0}, {"eps": float("nan")}):
+            with pytest.raises(UsageError):
+                ConvertOptions(**options)  # type: ignore[arg-type]
+
+    def test_a_dry_run_whose_output_exists(self, tmp_path: Path) -> None:
+        source = save(tmp_path / "a.pt", small_state())
+        (tmp_path / "a.frozen.safetensors").touch()
+
+        with pytest.raises(UsageError, match="exists already"):
+            convert_checkpoint(source, options=ConvertOptions(dry_run=True))
+
+    def test_a_name_that_safetensors_reserves(self, tmp_path: Path) -> None:
+        state = small_state() | {"__metadata__": torch.ones(1)}
+
+        with pytest.raises(UnsupportedFileError, match="keeps the entry name"):
+            convert_checkpoint(save(tmp_path / "a.pt", state))
+
+    def test_a_tensor_that_cannot_be_written(self, tmp_path: Path) -> None:
+        state = small_state() | {"graph": torch.eye(3).to_sparse()}
+
+        with pytest.raises(UnsupportedFileError, match=r"entry 'graph': a sparse tensor"):
+            convert_checkpoint(save(tmp_path / "a.pt", state))
 
     def test_an_output_without_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="folder does not exist"):

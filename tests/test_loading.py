@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -11,6 +12,7 @@ from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, UsageErr
 from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.selection import Selection
 from tests.files import save
+from tests.models import perturb
 
 
 def model(eps: float = 1e-5) -> nn.Sequential:
@@ -75,6 +77,28 @@ def test_takes_a_model_that_is_frozen_already(tmp_path: Path) -> None:
     frozen = load_frozen(model(), path)
 
     assert load_frozen(frozen, path) is frozen
+
+
+def test_loads_a_plain_state_dict_too(tmp_path: Path) -> None:
+    source = model(eps=1e-3)
+
+    loaded = load_frozen(model(eps=1e-3), converted(tmp_path, source, eps=1e-3, to="torch"))
+
+    assert torch.equal(outputs(loaded), outputs(source))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_loads_a_model_that_insists_on_its_version(tmp_path: Path, to: str) -> None:
+    source = perturb(torchvision.models.mnasnet0_5(num_classes=3)).eval()
+
+    loaded = load_frozen(
+        torchvision.models.mnasnet0_5(num_classes=3), converted(tmp_path, source, to=to)
+    ).train()
+
+    image = torch.ones(1, 3, 32, 32)
+    loaded.classifier.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(image), source(image))
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

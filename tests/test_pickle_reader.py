@@ -292,7 +292,7 @@ def test_reads_or_refuses_bombs_quickly(
         message = str(error)
 
     assert len(message) < 400
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30
 
 
 @pytest.mark.parametrize(

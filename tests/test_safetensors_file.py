@@ -213,7 +213,7 @@ def test_rejects_false_entries(changes: dict[str, Any], message: str, refused: R
     start = time.process_time()
 
     assert message in refused(of_header({"a": described(**changes)}))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30
 
 
 @pytest.mark.parametrize("entry", [None, 1, "text", [], [1, 2], {}, {"dtype": "F32"}], ids=repr)

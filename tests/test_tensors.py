@@ -375,7 +375,7 @@ def test_rejects_what_is_no_shape(call: Call, refused: Refuse) -> None:
     start = time.process_time()
 
     assert "entry 'a': a tensor" in rejection(call, refused)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30
 
 
 def test_takes_as_many_dimensions_as_torch(opened: Open) -> None:

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["ProgressBar", "make_console", "print_report", "symbol"]
+__all__ = ["ProgressBar", "make_console", "print_report", "printable", "symbol"]
 
 _UNBOUNDED = 100_000
 _PATIENCE_SECONDS = 1.0
@@ -31,6 +31,16 @@ def make_console(stream: IO[str]) -> Console:
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, emoji=False, markup=False, width=_UNBOUNDED)
     return console
+
+
+def printable(text: object) -> str:
+    """Return ``text`` with what a terminal would obey, or could not show, escaped.
+
+    Names come out of files that nobody vouches for.
+    """
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in str(text)
+    )
 
 
 def symbol(console: Console, character: str) -> str:

@@ -102,6 +102,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
         "entries": part.entries,
         "elements": dict(part.elements),
         "left_out": dict(part.left_out),
+        "unsupported": dict(part.unsupported),
         "layers": [
             _layer(plan) | {"statistics": _statistics(part.statistics.get(plan.layer.name))}
             for plan in part.plan.layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -12,8 +12,9 @@ from rich.text import Text
 
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.plan import LayerPlan
-from frozenbn_cli.reports.console import symbol
+from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
+    counted,
     eps_cell,
     finding_lines,
     findings_cell,
@@ -50,7 +51,7 @@ def inspection_report(
     ]
     several = len(inspection.state_dicts) > 1
     for part in inspection.state_dicts:
-        heading = [Text(f"key {part.key}", "bold")] if several else []
+        heading = [Text(f"key {printable(part.key)}", "bold")] if several else []
         blocks.append([*heading, _summary(part, console)])
         if part.plan.layers:
             blocks.append(list(_layers(part, console, all_layers)))
@@ -62,8 +63,8 @@ def inspection_report(
 def _header(inspection: Inspection, console: Console) -> Text:
     dot = symbol(console, "·")
     header = Text()
-    header.append(str(inspection.path), "bold")
-    facts = [inspection.kind, inspection.container, size_text(inspection.size_bytes)]
+    header.append(printable(inspection.path), "bold")
+    facts = [printable(inspection.kind), inspection.container, size_text(inspection.size_bytes)]
     facts.append(f"{inspection.seconds:.2f} s")
     header.append("\n" + f" {dot} ".join(facts))
     return header
@@ -75,10 +76,11 @@ def _summary(part: InspectedStateDict, console: Console) -> Text:
         f"{plan.layer.spatial_dims}d" if plan.layer.spatial_dims else "of unknown dimensions"
         for plan in layers
     )
-    facts = [f"{part.entries:,} entries", f"{_count_text(sum(part.elements.values()))} elements"]
+    facts = [counted(part.entries, "entry", "entries")]
+    facts.append(f"{_count_text(sum(part.elements.values()))} elements")
     facts.append(", ".join(part.elements))
-    counted = ", ".join(f"{count} {name}" for name, count in dims.items())
-    facts.append(f"{len(layers)} BatchNorm layers" + (f" ({counted})" if layers else ""))
+    of_each = ", ".join(f"{count} {name}" for name, count in dims.items())
+    facts.append(counted(len(layers), "BatchNorm layer") + (f" ({of_each})" if layers else ""))
     if frozen := sum(plan.layer.frozen_already for plan in layers):
         facts.append(f"{frozen} frozen already")
     return Text(f" {symbol(console, '·')} ".join(facts))
@@ -98,7 +100,7 @@ def _layers(
     shown = layers_shown(plans, all_layers=all_layers)
     wide = console.width >= _WIDE
     table = layer_table(console)
-    table.add_column("Layer", overflow="fold")
+    table.add_column("Layer", overflow="fold", min_width=12)
     table.add_column("Channels", justify="right")
     table.add_column("Dims", no_wrap=True)
     table.add_column("eps", no_wrap=True)
@@ -123,7 +125,7 @@ def _cells(
     layer = plan.layer
     unknown = symbol(console, "–")
     cells: list[Text | str] = [
-        Text(layer.name or "(the file itself)"),
+        Text(printable(layer.name) or "(the file itself)"),
         f"{layer.channels:,}",
         _dims(plan, unknown, wide),
         eps_cell(plan),
@@ -176,19 +178,26 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
 def _notes(part: InspectedStateDict) -> list[RenderableType]:
     lines = left_alone_lines(part.plan)
     if part.prefix:
-        lines.append(Text(f"taken off every name: {part.prefix} (--keep-prefix keeps it)"))
+        lines.append(
+            Text(f"taken off every name: {printable(part.prefix)} (--keep-prefix keeps it)")
+        )
     if part.left_out:
-        lines.append(Text(f"no tensors: {named(part.left_out, 5)}"))
+        lines.append(Text(f"no tensors: {named(_described(part.left_out), 5)}"))
+    if part.unsupported:
+        lines.append(Text(f"not supported: {named(_described(part.unsupported), 5)}"))
     return lines
 
 
 def _outlook(inspection: Inspection) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if inspection.beside:
-        beside = (f"{name} ({text})" for name, text in inspection.beside.items())
-        lines.append(Text(f"beside: {named(beside, 8)}"))
-    lines.append(Text(_what_convert_would_do(inspection)))
+        lines.append(Text(f"beside: {named(_described(inspection.beside), 8)}"))
+    lines.append(Text(printable(_what_convert_would_do(inspection))))
     return lines
+
+
+def _described(items: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({text})" for name, text in items.items()]
 
 
 def _what_convert_would_do(inspection: Inspection) -> str:
@@ -202,6 +211,8 @@ def _what_convert_would_do(inspection: Inspection) -> str:
         return "convert: would find nothing to freeze."
     plan = candidates[0].plan
     if plan.broken:
-        unhealthy = f"{len(plan.broken)} of {len(plan.layers)} layers"
+        unhealthy = f"{len(plan.broken)} of {counted(len(plan.layers), 'layer')}"
         return f"convert: would refuse, since the statistics of {unhealthy} are unhealthy."
-    return f"convert: would freeze {len(plan.frozen)} of {len(plan.layers)} layers."
+    if part_cannot := candidates[0].unsupported:
+        return f"convert: would refuse, since it cannot write {named(part_cannot)}."
+    return f"convert: would freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}."

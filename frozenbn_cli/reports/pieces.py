@@ -12,9 +12,10 @@ from rich.text import Text
 
 from frozenbn_cli.findings import ADVICE, LABELS, Finding
 from frozenbn_cli.plan import LayerPlan, Plan
-from frozenbn_cli.reports.console import symbol
+from frozenbn_cli.reports.console import printable, symbol
 
 __all__ = [
+    "counted",
     "eps_cell",
     "finding_lines",
     "findings_cell",
@@ -109,7 +110,7 @@ def rest_line(rest: list[LayerPlan], console: Console) -> Text:
     eps = Counter(f"{plan.layer.eps.value:g} {plan.layer.eps.source}" for plan in rest)
     found = sum(bool(plan.findings) for plan in rest)
     facts = [
-        f"{len(rest)} more layers",
+        counted(len(rest), "more layer"),
         f"{min(channels):,}{symbol(console, '–')}{max(channels):,} channels",
         "eps " + ", ".join(eps),
         f"{found} with findings" if found else "no findings",
@@ -137,22 +138,23 @@ def finding_lines(plan: Plan) -> list[RenderableType]:
 def _finding_line(code: str, by_code: dict[str, list[Finding]]) -> Text:
     findings = by_code[code]
     channels = sum(finding.channels or 0 for finding in findings)
-    where = f"{_count(channels, 'channel')} of " if channels else ""
-    where += _count(len(findings), "layer")
+    where = f"{counted(channels, 'channel')} of " if channels else ""
+    where += counted(len(findings), "layer")
     worst = max(findings, key=lambda finding: finding.factor or 0)
     line = Text()
     line.append(f"{worst.severity}: ", _STYLES[worst.severity])
     line.append(f"{worst.message} ({where}).")
     below = sum(finding.channels or 0 for finding in by_code.get("variance_below_eps", ()))
     if code == "eps_matters" and below:
-        line.append(f" {_count(below, 'channel')} have variance below eps.")
+        line.append(f" {counted(below, 'channel')} have variance below eps.")
     if code in ADVICE:
         line.append(f" {ADVICE[code]}")
     return line
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def left_alone_lines(plan: Plan) -> list[RenderableType]:
@@ -160,14 +162,17 @@ def left_alone_lines(plan: Plan) -> list[RenderableType]:
     by_reason: dict[str, list[str]] = {}
     for item in plan.left:
         by_reason.setdefault(item.reason or "", []).append(item.layer.name)
-    return [Text(f"left alone: {named(names)}: {reason}") for reason, names in by_reason.items()]
+    return [
+        Text(f"left alone: {named(names)}: {printable(reason)}")
+        for reason, names in by_reason.items()
+    ]
 
 
 def named(names: Iterable[str], at_most: int = 3) -> str:
     """Return the first names, and how many there are beyond."""
     names = list(names)
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+    return ", ".join(printable(name) for name in names[:at_most]) + more
 
 
 def foreign_lines(names: Mapping[str, bool]) -> list[RenderableType]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.plan import LayerPlan
-from frozenbn_cli.reports.console import symbol
+from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
     eps_cell,
     finding_lines,
@@ -64,17 +64,21 @@ def _header(result: ConversionResult, console: Console) -> Text:
     arrow, dot = symbol(console, "→"), symbol(console, "·")
     words, style = _OUTCOMES[result.outcome]
     header = Text()
-    header.append(str(result.input_path), "bold")
+    header.append(printable(result.input_path), "bold")
     if result.outcome in ("converted", "planned"):
         header.append(f" {arrow} ")
-        header.append(str(result.output_path), "bold")
+        header.append(printable(result.output_path), "bold")
     header.append("\n")
     header.append(words, style)
     sizes = size_text(result.input_bytes)
     if result.output_bytes is not None:
         sizes += f" {arrow} {size_text(result.output_bytes)}"
     kind = f"{result.kind}, key {result.key}" if result.key else result.kind
-    facts = [f"{kind} ({result.container})", sizes, f"{sum(result.seconds.values()):.1f} s"]
+    facts = [
+        f"{printable(kind)} ({result.container})",
+        sizes,
+        f"{sum(result.seconds.values()):.1f} s",
+    ]
     header.append("".join(f" {dot} {fact}" for fact in facts))
     return header
 
@@ -89,14 +93,14 @@ def _layers(
     shown = layers_shown(plans, all_layers=all_layers)
     proven = any(claim.name == "layers" and claim.status == "equal" for claim in result.claims)
     table = layer_table(console)
-    table.add_column("Layer", overflow="fold")
+    table.add_column("Layer", overflow="fold", min_width=12)
     table.add_column("Channels", justify="right")
     table.add_column("eps", no_wrap=True)
     table.add_column("Findings", overflow="fold")
     table.add_column("Frozen", no_wrap=True)
     for plan in shown:
         table.add_row(
-            Text(plan.layer.name or "(the file itself)"),
+            Text(printable(plan.layer.name) or "(the file itself)"),
             f"{plan.layer.channels:,}",
             eps_cell(plan),
             findings_cell(plan.findings, console),
@@ -135,7 +139,7 @@ def _claims(claims: Iterable[Claim], console: Console) -> Table:
         table.add_row(
             Text(claim.name, "bold"),
             Text(f"{symbol(console, mark)} {claim.status}", style),
-            Text(claim.detail),
+            Text(printable(claim.detail)),
         )
     return table
 
@@ -143,7 +147,9 @@ def _claims(claims: Iterable[Claim], console: Console) -> Table:
 def _left(result: ConversionResult) -> list[RenderableType]:
     lines = left_alone_lines(result.plan)
     if result.prefix:
-        lines.append(Text(f"taken off every name: {result.prefix} (--keep-prefix keeps it)"))
+        lines.append(
+            Text(f"taken off every name: {printable(result.prefix)} (--keep-prefix keeps it)")
+        )
     if result.left_out:
         lines.append(Text(f"not written, since no tensor: {named(result.left_out, 5)}"))
     if result.beside:
