@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.containers.source import ByteSource, FileExtent, stream
-from frozenbn_cli.errors import InputError, located
+from frozenbn_cli.errors import InputError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
@@ -343,9 +343,15 @@ def source_of(tmp_path: Path) -> Iterator[Sources]:
 
 
 def outcome(path: Path, content: bytes) -> InputError | None:
-    """Open ``content`` and read every tensor and checksum: None, or why it was refused."""
+    """Open ``content`` and read every tensor and checksum: None, or why it was refused.
+
+    An entry that cannot be written counts as refused, which is what `convert` makes of it.
+    """
     path.write_bytes(content)
     try:
+        with open_checkpoint(path) as checkpoint, located(str(path)):
+            for name, reason in checkpoint.state_dict().unsupported.items():
+                raise UnsupportedFileError(reason, where=(f"entry {name!a}",))
         with open_checkpoint(path) as checkpoint:
             for entry in checkpoint.entries.values():
                 with located(str(path)):
