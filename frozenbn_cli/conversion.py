@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO, Literal
 
 import frozenbn_cli
@@ -25,7 +28,7 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.outputs import OUTPUTS, SUFFIXES, Output, OutputFormat
+from frozenbn_cli.outputs import OUTPUTS, Output, OutputFormat, default_output
 from frozenbn_cli.plan import Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
 
@@ -152,21 +155,6 @@ def convert_checkpoint(
     target = default_output(path, options.to) if output is None else Path(output)
     with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
         return _Conversion(checkpoint, target, options, progress).run()
-
-
-_INPUT_SUFFIXES = {
-    ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
-    ".json",
-}  # fmt: skip
-
-
-def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
-    """Return where the result of converting ``path`` goes if the user does not say."""
-    path = path.resolve() if path.name in ("", "..") else path
-    name = path.name
-    while (suffix := Path(name).suffix) in _INPUT_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return path.with_name(f"{name}.frozen{SUFFIXES[to]}")
 
 
 class _Conversion:
@@ -335,18 +323,18 @@ class _Conversion:
         if not self._options.verify:
             skipped = (Claim(name, "not verified", _SKIPPED) for name in _CLAIMS[:2])
             return (*skipped, model)
-        # Imports torch, which takes seconds.
-        from frozenbn_cli import verification  # noqa: PLC0415
-
+        verification = _import_verification()
         file = verification.open_written(written, self._options.to)
         layers = {item.layer.name: item.layer for item in plan.frozen}
         total = sum(tensor.size_bytes for tensor in kept.values())
         with located(self._place):
-            return (
-                verification.verify_contents(file, kept, self._counter("comparing", total)),
-                verification.verify_layers(file, layers, self._counter("running", len(layers))),
-                model,
+            comparing, running = (
+                self._counter("comparing", total),
+                self._counter("running", len(layers)),
             )
+            contents: Claim = verification.verify_contents(file, kept, comparing)
+            ran: Claim = verification.verify_layers(file, layers, running)
+            return contents, ran, model
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -363,6 +351,14 @@ class _Conversion:
         started = time.perf_counter()
         yield
         self._seconds[stage] = time.perf_counter() - started
+
+
+def _import_verification() -> ModuleType:
+    """Import the step that imports torch, which takes seconds."""
+    with warnings.catch_warnings():
+        # PyTorch says so where NumPy is not installed, which nothing here needs.
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+        return importlib.import_module("frozenbn_cli.verification")
 
 
 def _refuse_unsupported(part: StateDict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
 from frozenbn_cli.checkpoints import StoredTensor
@@ -14,12 +15,33 @@ from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
 
-__all__ = ["OUTPUTS", "SUFFIXES", "Output", "OutputFormat", "SafetensorsOutput", "TorchOutput"]
+__all__ = [
+    "OUTPUTS",
+    "Output",
+    "OutputFormat",
+    "SafetensorsOutput",
+    "TorchOutput",
+    "default_output",
+]
 
 OutputFormat = Literal["safetensors", "torch"]
 
-SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".pt"}
-"""What an output of each format is called if the user does not say."""
+_OUTPUT_SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".pt"}
+
+
+_INPUT_SUFFIXES = {
+    ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
+    ".json",
+}  # fmt: skip
+
+
+def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
+    """Return where the result of converting ``path`` goes if the user does not say."""
+    path = path.resolve() if path.name in ("", "..") else path
+    name = path.name
+    while (suffix := Path(name).suffix) in _INPUT_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return path.with_name(f"{name}.frozen{_OUTPUT_SUFFIXES[to]}")
 
 
 class Output(Protocol):

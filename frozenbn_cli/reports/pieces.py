@@ -32,6 +32,7 @@ __all__ = [
 _FOLD_ABOVE = 12
 _EXCEPTIONS_SHOWN = 8
 _EXAMPLES_SHOWN = 3
+_NAMED = 3
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -121,30 +122,31 @@ def rest_line(rest: list[LayerPlan], console: Console) -> Text:
 
 def finding_lines(plan: Plan) -> list[RenderableType]:
     """Return a line for each kind of finding, added up over the layers, the gravest first."""
-    by_code: dict[str, list[Finding]] = {}
+    by_code: dict[str, dict[str, Finding]] = {}
     for item in plan.layers:
         for finding in item.findings:
-            by_code.setdefault(finding.code, []).append(finding)
+            by_code.setdefault(finding.code, {})[item.layer.name] = finding
     parts: list[RenderableType] = []
     for severity in ("error", "warning", "note"):
-        for code, findings in by_code.items():
-            if findings[0].severity == severity and not (
+        for code, by_layer in by_code.items():
+            if next(iter(by_layer.values())).severity == severity and not (
                 code == "variance_below_eps" and "eps_matters" in by_code
             ):
                 parts.append(_finding_line(code, by_code))
     return parts
 
 
-def _finding_line(code: str, by_code: dict[str, list[Finding]]) -> Text:
-    findings = by_code[code]
+def _finding_line(code: str, by_code: dict[str, dict[str, Finding]]) -> Text:
+    findings = list(by_code[code].values())
+    names = [name for name in by_code[code] if name]
     channels = sum(finding.channels or 0 for finding in findings)
     where = f"{counted(channels, 'channel')} of " if channels else ""
-    where += counted(len(findings), "layer")
+    where += named(names) if 0 < len(names) <= _NAMED else counted(len(findings), "layer")
     worst = max(findings, key=lambda finding: finding.factor or 0)
     line = Text()
     line.append(f"{worst.severity}: ", _STYLES[worst.severity])
     line.append(f"{worst.message} ({where}).")
-    below = sum(finding.channels or 0 for finding in by_code.get("variance_below_eps", ()))
+    below = sum(finding.channels or 0 for finding in by_code.get("variance_below_eps", {}).values())
     if code == "eps_matters" and below:
         line.append(f" {counted(below, 'channel')} have variance below eps.")
     if code in ADVICE:
