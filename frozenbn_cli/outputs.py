@@ -27,8 +27,6 @@ __all__ = [
 OutputFormat = Literal["safetensors", "torch"]
 
 _OUTPUT_SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".pt"}
-
-
 _INPUT_SUFFIXES = {
     ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
     ".json",
@@ -41,7 +39,7 @@ def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
     name = path.name
     while (suffix := Path(name).suffix) in _INPUT_SUFFIXES:
         name = name.removesuffix(suffix)
-    return path.with_name(f"{name}.frozen{_OUTPUT_SUFFIXES[to]}")
+    return path.parent / f"{name}.frozen{_OUTPUT_SUFFIXES[to]}"
 
 
 class Output(Protocol):
