@@ -19,6 +19,9 @@ _NOTICEABLE = 1.1
 _MAX_CHANNELS = 1 << 20
 
 
+Severity = Literal["error", "warning", "note"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something worth knowing about one layer's statistics.
@@ -29,13 +32,15 @@ class Finding:
         message: What was found, in plain words.
         channels: How many channels it concerns; None where it concerns the layer as a whole.
         factor: By how much scales could be off, where that is the point.
+        worst_channel: The index of the channel that it concerns most.
     """
 
     code: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     message: str
     channels: int | None = None
     factor: float | None = None
+    worst_channel: int | None = None
 
 
 LABELS = {
@@ -114,12 +119,20 @@ def _structure(layer: BatchNorm) -> Iterator[Finding]:
 
 def _numbers(values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     for role, numbers in values.items():
-        count = sum(not math.isfinite(number) for number in numbers)
-        if count:
-            yield Finding("not_finite", "error", f"{role} holds NaN or Inf", count)
-    negative = sum(number < 0 for number in values["running_var"])
-    if negative:
-        yield Finding("negative_variance", "error", "variance is negative", negative)
+        broken = [float(not math.isfinite(number)) for number in numbers]
+        yield from _on_channels("not_finite", "error", f"{role} holds NaN or Inf", broken)
+    negated = [-variance for variance in values["running_var"]]
+    yield from _on_channels("negative_variance", "error", "variance is negative", negated)
+
+
+def _on_channels(
+    code: str, severity: Severity, message: str, badness: list[float], factor: float | None = None
+) -> Iterator[Finding]:
+    """Yield a finding on the channels whose badness is above 0, if there are any."""
+    concerned = [channel for channel, value in enumerate(badness) if value > 0]
+    if concerned:
+        worst = max(concerned, key=lambda channel: badness[channel])
+        yield Finding(code, severity, message, len(concerned), factor, worst)
 
 
 def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
@@ -148,31 +161,39 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
 def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     variances = values["running_var"]
     eps = layer.eps.value
-    below = sum(variance < eps for variance in variances)
     if layer.eps.source == "assumed":
-        factor = max((_eps_factor(variance, eps) for variance in variances), default=1.0)
-        if factor > _NOTICEABLE:
-            concerned = sum(_eps_factor(variance, eps) > _NOTICEABLE for variance in variances)
-            yield Finding(
-                "eps_matters",
-                "warning",
-                f"eps is assumed {eps:g} and matters: with {_OTHER_EPS:g} scales would change by "
-                f"over {_NOTICEABLE - 1:.0%}, by up to a factor of {factor:.3g}",
-                concerned,
-                factor,
-            )
-    if below:
-        yield Finding("variance_below_eps", "note", f"variance is below eps ({eps:g})", below)
-    weights = values.get("weight", (1.0,) * len(variances))
-    dead = sum(weight == 0 for weight in weights)
-    if dead:
-        yield Finding("dead_channels", "note", "weight is 0: the channel is constant", dead)
-    large = sum(
-        abs(weight) > _LARGE_SCALE * math.sqrt(variance + eps)
-        for weight, variance in zip(weights, variances, strict=True)
+        factors = [_eps_factor(variance, eps) for variance in variances]
+        largest = max(factors, default=1.0)
+        yield from _on_channels(
+            "eps_matters",
+            "warning",
+            f"eps is assumed {eps:g} and matters: with {_OTHER_EPS:g} scales would change by "
+            f"over {_NOTICEABLE - 1:.0%}, by up to a factor of {largest:.3g}",
+            [factor - _NOTICEABLE for factor in factors],
+            largest,
+        )
+    yield from _on_channels(
+        "variance_below_eps",
+        "note",
+        f"variance is below eps ({eps:g})",
+        [eps - variance for variance in variances],
     )
-    if large:
-        yield Finding("large_scale", "note", f"scale is beyond {_LARGE_SCALE:g}", large)
+    weights = values.get("weight", (1.0,) * len(variances))
+    yield from _on_channels(
+        "dead_channels",
+        "note",
+        "weight is 0: the channel is constant",
+        [float(weight == 0) for weight in weights],
+    )
+    yield from _on_channels(
+        "large_scale",
+        "note",
+        f"scale is beyond {_LARGE_SCALE:g}",
+        [
+            abs(weight) - _LARGE_SCALE * math.sqrt(variance + eps)
+            for weight, variance in zip(weights, variances, strict=True)
+        ],
+    )
 
 
 def _eps_factor(variance: float, eps: float) -> float:

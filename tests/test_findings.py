@@ -188,3 +188,32 @@ def test_an_instance_norm_is_no_batch_norm(tmp_path: Path) -> None:
 
     assert plan.layers[0].reason == "torch.nn.modules.instancenorm.InstanceNorm2d, no BatchNorm"
     assert not plan.layers[0].findings
+
+
+@pytest.mark.parametrize(
+    ("role", "values", "code", "worst"),
+    [
+        ("running_mean", [0.0, math.nan, 1.0, math.inf], "not_finite", 1),
+        ("running_var", [1.0, -1.0, -3.0, -2.0], "negative_variance", 2),
+        ("running_var", [1.0, 1e-6, 1.0, 1e-7], "variance_below_eps", 3),
+        ("weight", [1.0, 0.0, 1.0, 0.0], "dead_channels", 1),
+        ("weight", [1.0, 5e3, -9e3, 1.0], "large_scale", 2),
+    ],
+)
+def test_names_the_worst_channel(
+    tmp_path: Path, role: str, values: list[float], code: str, worst: int
+) -> None:
+    entries = batch_norm(4)
+    entries["running_var"][:] = 1.0
+    entries[role][:] = torch.tensor(values)
+
+    assert findings(tmp_path, entries)[code].worst_channel == worst
+
+
+def test_names_the_channel_for_which_eps_matters_most(tmp_path: Path) -> None:
+    entries = batch_norm(4)
+    entries["running_var"][:] = torch.tensor([1e-3, 1.0, 1e-6, 1e-4])
+
+    found = findings(tmp_path, entries, eps=None)["eps_matters"]
+
+    assert (found.channels, found.worst_channel) == (3, 2)

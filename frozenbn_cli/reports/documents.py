@@ -147,6 +147,7 @@ def _layer(plan: LayerPlan) -> dict[str, Any]:
                 "message": finding.message,
                 "channels": finding.channels,
                 "factor": finding.factor,
+                "worst_channel": finding.worst_channel,
             }
             for finding in plan.findings
         ],

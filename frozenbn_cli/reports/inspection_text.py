@@ -110,7 +110,7 @@ def _layers(
         table.add_column("Mean", no_wrap=True)
     table.add_column("Variance", no_wrap=True)
     if wide:
-        table.add_column("", no_wrap=True)
+        table.add_column("1e-5..10", no_wrap=True)
     table.add_column("Findings", overflow="fold")
     for plan in shown:
         table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))

@@ -142,7 +142,10 @@ def _finding_line(code: str, by_code: dict[str, dict[str, Finding]]) -> Text:
     channels = sum(finding.channels or 0 for finding in findings)
     where = f"{counted(channels, 'channel')} of " if channels else ""
     where += named(names) if 0 < len(names) <= _NAMED else counted(len(findings), "layer")
-    worst = max(findings, key=lambda finding: finding.factor or 0)
+    layer, worst = max(by_code[code].items(), key=lambda item: item[1].factor or 0)
+    if worst.worst_channel is not None and channels > 1:
+        where += f"; worst: channel {worst.worst_channel}"
+        where += f" of {printable(layer)}" if len(names) > 1 else ""
     line = Text()
     line.append(f"{worst.severity}: ", _STYLES[worst.severity])
     line.append(f"{worst.message} ({where}).")
