@@ -108,3 +108,12 @@ def test_an_epoch_trains_and_moves_only_live_statistics(norm_layer, digits: Digi
     assert {"classifier.weight", "stem.conv.weight"} <= moved
     frozen = norm_layer is FrozenBatchNorm2d
     assert {"stem.norm.running_mean", "norm.weight"}.isdisjoint(moved) == frozen
+
+
+def test_continuous_integration_runs_the_second_command_of_the_readme():
+    root = SAMPLE_PATH.parent.parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in readme.splitlines() if line.startswith("python -m venv .venv")]
+
+    assert len(commands) == 2
+    assert commands[1] in (root / ".ci" / "run").read_text(encoding="utf-8").splitlines()

@@ -99,8 +99,7 @@ def _layers(
     plans = part.plan.layers
     shown = layers_shown(plans, all_layers=all_layers)
     wide = console.width >= _WIDE
-    table = layer_table(console)
-    table.add_column("Layer", overflow="fold", min_width=12)
+    table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
     table.add_column("Dims", no_wrap=True)
     table.add_column("eps", no_wrap=True)

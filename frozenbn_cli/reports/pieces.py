@@ -33,6 +33,7 @@ _FOLD_ABOVE = 12
 _EXCEPTIONS_SHOWN = 8
 _EXAMPLES_SHOWN = 3
 _NAMED = 3
+_NAME_WIDTH = 12
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -71,15 +72,22 @@ def _gravity(plan: LayerPlan) -> float:
     return 0
 
 
-def layer_table(console: Console) -> Table:
-    """Return an empty table as reports have it: lean on a terminal, plain in a pipe."""
-    return Table(
+def layer_table(console: Console, plans: Iterable[LayerPlan]) -> Table:
+    """Return a table as reports have it, lean on a terminal, plain in a pipe, for ``plans``.
+
+    Its first column is there, for their names: these fold where they are too long, but never
+    into slivers.
+    """
+    table = Table(
         box=box.SIMPLE_HEAD if console.is_terminal else None,
         header_style="bold",
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0) if console.is_terminal else (0, 2, 0, 0),
     )
+    longest = max((len(plan.layer.name) for plan in plans), default=0)
+    table.add_column("Layer", overflow="fold", min_width=min(longest, _NAME_WIDTH))
+    return table
 
 
 def eps_cell(plan: LayerPlan) -> Text:

@@ -92,8 +92,7 @@ def _layers(
     plans = result.plan.layers
     shown = layers_shown(plans, all_layers=all_layers)
     proven = any(claim.name == "layers" and claim.status == "equal" for claim in result.claims)
-    table = layer_table(console)
-    table.add_column("Layer", overflow="fold", min_width=12)
+    table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
     table.add_column("eps", no_wrap=True)
     table.add_column("Findings", overflow="fold")
