@@ -125,7 +125,7 @@ def inspect(
 def convert(
     checkpoint: options.Checkpoint,
     output: options.OutputPath = None,
-    to: options.To = "safetensors",
+    to: options.To = options.Format.SAFETENSORS,
     key: options.Key = None,
     keep_prefix: options.KeepPrefix = False,
     eps: options.Eps = None,
@@ -145,7 +145,7 @@ def convert(
     is executed.
     """
     how = ConvertOptions(
-        to=to,
+        to=to.value,
         key=key,
         keep_prefix=keep_prefix,
         eps=eps,

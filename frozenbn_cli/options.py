@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from frozenbn_cli.outputs import OutputFormat
 
 __all__ = [
     "AllLayers",
@@ -21,6 +20,7 @@ __all__ = [
     "Exclude",
     "Force",
     "ForceUnhealthy",
+    "Format",
     "Include",
     "KeepPrefix",
     "Key",
@@ -111,8 +111,17 @@ OutputPath = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+
+
+class Format(str, Enum):
+    """The output formats, as Typer wants choices."""
+
+    SAFETENSORS = "safetensors"
+    TORCH = "torch"
+
+
 To = Annotated[
-    OutputFormat,
+    Format,
     typer.Option(
         help="The format of the result; 'torch' is a plain state dict for torch.load.",
         rich_help_panel=_OUTPUT,

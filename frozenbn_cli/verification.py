@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norm import BatchNorm, Eps
 from frozenbn_cli.checkpoints import StoredTensor, open_checkpoint
 from frozenbn_cli.claims import Claim
+from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.outputs import OutputFormat
@@ -36,8 +38,18 @@ class WrittenFile(Protocol):
 
 
 def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
-    """Open an output with the library that its format belongs to."""
-    return _SafetensorsFile(path) if output_format == "safetensors" else _TorchFile(path)
+    """Open an output with the library that its format belongs to.
+
+    Raises:
+        VerificationError: The library that is installed cannot read it.
+    """
+    try:
+        return _SafetensorsFile(path) if output_format == "safetensors" else _TorchFile(path)
+    except (SafetensorError, UnpicklingError) as error:
+        raise VerificationError(
+            f"the output cannot be read back ({str(error).splitlines()[0]})",
+            advice=f"A newer {output_format} may know its dtypes; nothing was written.",
+        ) from error
 
 
 class _SafetensorsFile:

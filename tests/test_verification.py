@@ -1,3 +1,4 @@
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 from frozenbn_cli.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.claims import Claim
+from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.verification import (
     WrittenFile,
@@ -156,3 +158,19 @@ def test_a_layer_that_cannot_be_run_is_not_verified(
 
     assert claim.status == "not verified"
     assert claim.detail == "bn1 cannot be run here: not implemented for 'Float8_e5m2'"
+
+
+@pytest.mark.parametrize("output_format", ["safetensors", "torch"])
+def test_what_the_library_cannot_read_back_is_refused(tmp_path: Path, output_format) -> None:
+    broken = tmp_path / "broken"
+    pickled = b"cos\nsystem\n(tR."
+    header = b'{"a":{"dtype":"Q7","shape":[],"data_offsets":[0,0]}}'
+    if output_format == "safetensors":
+        broken.write_bytes(len(header).to_bytes(8, "little") + header)
+    else:
+        with zipfile.ZipFile(broken, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/version", "3\n")
+
+    with pytest.raises(VerificationError, match="cannot be read back"):
+        open_written(broken, output_format)
