@@ -120,7 +120,8 @@ def rest_line(rest: list[LayerPlan], console: Console) -> Text:
     found = sum(bool(plan.findings) for plan in rest)
     facts = [
         counted(len(rest), "more layer"),
-        f"{min(channels):,}{symbol(console, '–')}{max(channels):,} channels",
+        symbol(console, "–").join(f"{n:,}" for n in sorted({min(channels), max(channels)}))
+        + " channels",
         "eps " + ", ".join(eps),
         f"{found} with findings" if found else "no findings",
         "--all shows each",
