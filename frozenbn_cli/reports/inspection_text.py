@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
@@ -18,14 +17,15 @@ from frozenbn_cli.reports.pieces import (
     eps_cell,
     finding_lines,
     findings_cell,
+    folded,
     foreign_lines,
     layer_table,
-    layers_shown,
     left_alone_lines,
+    name_cell,
     named,
-    rest_line,
     separated,
     size_text,
+    with_rest,
 )
 
 __all__ = ["inspection_report"]
@@ -54,7 +54,7 @@ def inspection_report(
         heading = [Text(f"key {printable(part.key)}", "bold")] if several else []
         blocks.append([*heading, _summary(part, console)])
         if part.plan.layers:
-            blocks.append(list(_layers(part, console, all_layers)))
+            blocks.append(_layers(part, console, all_layers))
         blocks += [finding_lines(part.plan), _notes(part)]
     blocks.append(_outlook(inspection))
     return separated(blocks)
@@ -93,11 +93,8 @@ def _count_text(count: int) -> str:
     return str(count)
 
 
-def _layers(
-    part: InspectedStateDict, console: Console, all_layers: bool
-) -> Iterable[RenderableType]:
-    plans = part.plan.layers
-    shown = layers_shown(plans, all_layers=all_layers)
+def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> list[RenderableType]:
+    shown, rest = folded(part.plan, all_layers=all_layers)
     wide = console.width >= _WIDE
     table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
@@ -113,9 +110,7 @@ def _layers(
     table.add_column("Findings", overflow="fold")
     for plan in shown:
         table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))
-    yield table
-    if rest := [plan for plan in plans if plan not in shown]:
-        yield Padding(rest_line(rest, console), (0, 0, 0, 2))
+    return with_rest(table, rest, console)
 
 
 def _cells(
@@ -124,7 +119,7 @@ def _cells(
     layer = plan.layer
     unknown = symbol(console, "–")
     cells: list[Text | str] = [
-        Text(printable(layer.name) or "(the file itself)"),
+        name_cell(plan),
         f"{layer.channels:,}",
         _dims(plan, unknown, wide),
         eps_cell(plan),
@@ -175,11 +170,7 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
 
 
 def _notes(part: InspectedStateDict) -> list[RenderableType]:
-    lines = left_alone_lines(part.plan)
-    if part.prefix:
-        lines.append(
-            Text(f"taken off every name: {printable(part.prefix)} (--keep-prefix keeps it)")
-        )
+    lines = left_alone_lines(part.plan, part.prefix)
     if part.left_out:
         lines.append(Text(f"no tensors: {named(_described(part.left_out), 5)}"))
     if part.unsupported:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -19,14 +20,15 @@ __all__ = [
     "eps_cell",
     "finding_lines",
     "findings_cell",
+    "folded",
     "foreign_lines",
     "layer_table",
-    "layers_shown",
     "left_alone_lines",
+    "name_cell",
     "named",
-    "rest_line",
     "separated",
     "size_text",
+    "with_rest",
 ]
 
 _FOLD_ABOVE = 12
@@ -47,17 +49,22 @@ def size_text(count: int) -> str:
     return f"{count:,} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
 
 
-def layers_shown(plans: tuple[LayerPlan, ...], *, all_layers: bool) -> tuple[LayerPlan, ...]:
-    """Return the layers that a table shows: all, or those that a reader has to see."""
-    if all_layers or len(plans) <= _FOLD_ABOVE:
-        return plans
-    return _exceptional(plans) or plans[:_EXAMPLES_SHOWN]
+def folded(plan: Plan, *, all_layers: bool) -> tuple[list[LayerPlan], list[LayerPlan]]:
+    """Return the layers that a table shows, in the file's order, and those that it leaves out.
 
-
-def _exceptional(plans: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
-    """Return the layers that a reader has to see even if there are many, in the file's order."""
-    gravest = sorted((plan for plan in plans if _gravity(plan) > 0), key=_gravity, reverse=True)
-    return tuple(plan for plan in plans if plan in gravest[:_EXCEPTIONS_SHOWN])
+    Shown are all if they are few or asked for, otherwise those that a reader has to see, or a few
+    as examples.
+    """
+    layers = list(plan.layers)
+    if all_layers or len(layers) <= _FOLD_ABOVE:
+        return layers, []
+    places = sorted(range(len(layers)), key=lambda place: _gravity(layers[place]), reverse=True)
+    grave = [place for place in places[:_EXCEPTIONS_SHOWN] if _gravity(layers[place]) > 0]
+    shown = set(grave or range(_EXAMPLES_SHOWN))
+    return (
+        [layer for place, layer in enumerate(layers) if place in shown],
+        [layer for place, layer in enumerate(layers) if place not in shown],
+    )
 
 
 def _gravity(plan: LayerPlan) -> float:
@@ -90,6 +97,11 @@ def layer_table(console: Console, plans: Iterable[LayerPlan]) -> Table:
     return table
 
 
+def name_cell(plan: LayerPlan) -> Text:
+    """Return a layer's name."""
+    return Text(printable(plan.layer.name) or "(the file itself)")
+
+
 def eps_cell(plan: LayerPlan) -> Text:
     """Return a layer's eps and where it is known from."""
     eps = plan.layer.eps
@@ -113,8 +125,10 @@ def findings_cell(findings: tuple[Finding, ...], console: Console) -> Text:
     return Text(", ").join(texts) if texts else Text(symbol(console, "–"), "dim")
 
 
-def rest_line(rest: list[LayerPlan], console: Console) -> Text:
-    """Return one line on the layers that a table leaves out."""
+def with_rest(table: Table, rest: list[LayerPlan], console: Console) -> list[RenderableType]:
+    """Return a table, and one line on the layers that it leaves out."""
+    if not rest:
+        return [table]
     channels = [plan.layer.channels for plan in rest]
     eps = Counter(f"{plan.layer.eps.value:g} {plan.layer.eps.source}" for plan in rest)
     found = sum(bool(plan.findings) for plan in rest)
@@ -126,7 +140,8 @@ def rest_line(rest: list[LayerPlan], console: Console) -> Text:
         f"{found} with findings" if found else "no findings",
         "--all shows each",
     ]
-    return Text(f" {symbol(console, '·')} ".join(facts), "dim")
+    line = Text(f" {symbol(console, '·')} ".join(facts), "dim")
+    return [table, Padding(line, (0, 0, 0, 2))]
 
 
 def finding_lines(plan: Plan) -> list[RenderableType]:
@@ -171,15 +186,18 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def left_alone_lines(plan: Plan) -> list[RenderableType]:
-    """Return a line for each reason for which layers are left alone."""
+def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
+    """Return a line for each reason for which layers are left alone, and one on the prefix."""
     by_reason: dict[str, list[str]] = {}
     for item in plan.left:
         by_reason.setdefault(item.reason or "", []).append(item.layer.name)
-    return [
+    lines: list[RenderableType] = [
         Text(f"left alone: {named(names)}: {printable(reason)}")
         for reason, names in by_reason.items()
     ]
+    if prefix:
+        lines.append(Text(f"taken off every name: {printable(prefix)} (--keep-prefix keeps it)"))
+    return lines
 
 
 def named(names: Iterable[str], at_most: int = 3) -> str:

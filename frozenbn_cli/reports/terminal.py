@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,14 +16,15 @@ from frozenbn_cli.reports.pieces import (
     eps_cell,
     finding_lines,
     findings_cell,
+    folded,
     foreign_lines,
     layer_table,
-    layers_shown,
     left_alone_lines,
+    name_cell,
     named,
-    rest_line,
     separated,
     size_text,
+    with_rest,
 )
 
 __all__ = ["conversion_report"]
@@ -50,7 +50,7 @@ def conversion_report(
     """
     blocks: list[list[RenderableType]] = [[_header(result, console)]]
     if result.plan.layers:
-        blocks.append(list(_layers(result, console, all_layers)))
+        blocks.append(_layers(result, console, all_layers))
     blocks += [foreign_lines(result.foreign_names), finding_lines(result.plan)]
     if result.claims:
         blocks.append([_claims(result.claims, console)])
@@ -86,11 +86,8 @@ def _header(result: ConversionResult, console: Console) -> Text:
 # Layers
 
 
-def _layers(
-    result: ConversionResult, console: Console, all_layers: bool
-) -> Iterable[RenderableType]:
-    plans = result.plan.layers
-    shown = layers_shown(plans, all_layers=all_layers)
+def _layers(result: ConversionResult, console: Console, all_layers: bool) -> list[RenderableType]:
+    shown, rest = folded(result.plan, all_layers=all_layers)
     proven = any(claim.name == "layers" and claim.status == "equal" for claim in result.claims)
     table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
@@ -99,15 +96,13 @@ def _layers(
     table.add_column("Frozen", no_wrap=True)
     for plan in shown:
         table.add_row(
-            Text(printable(plan.layer.name) or "(the file itself)"),
+            name_cell(plan),
             f"{plan.layer.channels:,}",
             eps_cell(plan),
             findings_cell(plan.findings, console),
             _state(plan, console, result.outcome, proven),
         )
-    yield table
-    if rest := [plan for plan in plans if plan not in shown]:
-        yield Padding(rest_line(rest, console), (0, 0, 0, 2))
+    return with_rest(table, rest, console)
 
 
 def _state(plan: LayerPlan, console: Console, outcome: str, proven: bool) -> Text:
@@ -144,11 +139,7 @@ def _claims(claims: Iterable[Claim], console: Console) -> Table:
 
 
 def _left(result: ConversionResult) -> list[RenderableType]:
-    lines = left_alone_lines(result.plan)
-    if result.prefix:
-        lines.append(
-            Text(f"taken off every name: {printable(result.prefix)} (--keep-prefix keeps it)")
-        )
+    lines = left_alone_lines(result.plan, result.prefix)
     if result.left_out:
         lines.append(Text(f"not written, since no tensor: {named(result.left_out, 5)}"))
     if result.beside:
