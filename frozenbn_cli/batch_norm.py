@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
+from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor, names_statistics
 
 __all__ = ["DEFAULT_EPS", "ROLES", "BatchNorm", "Eps", "Role", "find_batch_norms"]
 
@@ -91,14 +91,8 @@ def find_batch_norms(
     frozen = frozen or {}
     unknown = Eps(DEFAULT_EPS, "assumed") if eps is None else Eps(eps, "given")
     entries = state_dict.entries
-    names = list(
-        dict.fromkeys(
-            name.rpartition(".")[0]
-            for name in entries
-            if name.rpartition(".")[2] in ("running_mean", "running_var")
-        )
-    )
-    names += [name for name in state_dict.layers if name not in names]
+    with_statistics = (name.rpartition(".")[0] for name in filter(names_statistics, entries))
+    names = dict.fromkeys([*with_statistics, *state_dict.layers])
     groups = {name: _group(name, entries) for name in names}
     weights = _Weights(entries, groups)
     layers = []

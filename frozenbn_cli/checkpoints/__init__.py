@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
+from frozenbn_cli.checkpoints.checkpoint import (
+    Checkpoint,
+    LayerFacts,
+    StateDict,
+    names_statistics,
+)
 from frozenbn_cli.checkpoints.likeness import likeness
 from frozenbn_cli.checkpoints.pickled import open_legacy, open_zip
 from frozenbn_cli.checkpoints.safetensors import find_index, open_safetensors, open_sharded
@@ -14,7 +19,14 @@ from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.errors import InputError, UnsupportedFileError, located
 
-__all__ = ["Checkpoint", "LayerFacts", "StateDict", "StoredTensor", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "LayerFacts",
+    "StateDict",
+    "StoredTensor",
+    "names_statistics",
+    "open_checkpoint",
+]
 
 _HEAD_BYTES = 512
 

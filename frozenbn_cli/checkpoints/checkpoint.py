@@ -13,7 +13,12 @@ from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 
-__all__ = ["Checkpoint", "LayerFacts", "StateDict"]
+__all__ = ["Checkpoint", "LayerFacts", "StateDict", "names_statistics"]
+
+
+def names_statistics(entry: str) -> bool:
+    """Return whether an entry of this name is a running mean or a running variance."""
+    return entry.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,6 @@ class LayerFacts:
         channels: C.
         eps: Added to the variance.
         momentum: Of the running average; None also stands for a cumulative one.
-        tracks_statistics: Whether there are running statistics.
         frozen: Whether the layer is a frozen one.
     """
 
@@ -33,7 +37,6 @@ class LayerFacts:
     channels: int | None = None
     eps: float | None = None
     momentum: float | None = None
-    tracks_statistics: bool = True
     frozen: bool = False
 
 
@@ -65,9 +68,7 @@ class StateDict:
     @property
     def has_batch_norm(self) -> bool:
         """Whether there is a layer with running statistics, or that could have them."""
-        return bool(self.layers) or any(
-            name.rpartition(".")[2] == "running_mean" for name in self.entries
-        )
+        return bool(self.layers) or any(map(names_statistics, self.entries))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

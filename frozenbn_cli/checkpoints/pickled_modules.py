@@ -120,9 +120,6 @@ def _facts(module: Call) -> LayerFacts | None:
         channels=_whole_number(state.get("num_features")),
         eps=_number(state.get("eps"), at_most=1e30),
         momentum=_number(state.get("momentum"), at_most=1),
-        tracks_statistics=all(
-            buffers.get(role) is not None for role in ("running_mean", "running_var")
-        ),
         frozen=frozen,
     )
 

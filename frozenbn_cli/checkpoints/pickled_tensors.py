@@ -36,10 +36,7 @@ def storage_element_sizes(pickle: Pickle) -> dict[str, int]:
 
 def is_tensor(value: Value) -> bool:
     """Return whether ``value`` would become a tensor or parameter, of any layout."""
-    return (
-        isinstance(value, Call)
-        and _name(value) in _DENSE | _WRAPPERS.keys() | _OTHER_LAYOUTS.keys()
-    )
+    return isinstance(value, Call) and _name(value) in _TENSORS
 
 
 class TensorFinder:
@@ -181,3 +178,4 @@ _OTHER_LAYOUTS = {
     "_rebuild_device_tensor_from_cpu_tensor": "device (XLA, MAIA or HPU)",
     "_rebuild_wrapper_subclass": "wrapper subclass",
 }
+_TENSORS = _DENSE | _WRAPPERS.keys() | _OTHER_LAYOUTS.keys()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict
+from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict, names_statistics
 from frozenbn_cli.checkpoints.pickled_modules import is_module, module_class, module_state_dict
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
@@ -157,8 +157,7 @@ def _tensor_count(value: Value) -> int:
 
 def _may_have_batch_norm(value: Value) -> bool:
     return is_module(value) or any(
-        isinstance(name, str) and name.endswith(("running_mean", "running_var"))
-        for name, _ in _inner(value)
+        isinstance(name, str) and names_statistics(name) for name, _ in _inner(value)
     )
 
 
