@@ -2,6 +2,10 @@
 
 What `torch.save` pickled and `read_pickle` read is therefore written as it was. Values that
 protocol 2 lacks (bytes, bytearrays, sets) raise the declared protocol to the first that has them.
+
+TorchScript's reader (``torch/csrc/jit/serialization/unpickler.cpp``) is another one, and asks for
+another dialect: integers of 8 bytes beyond 32 bits; objects in the memo only when they are
+complete; and references to storages in the memo, or each would load a storage of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +22,17 @@ _BATCH = 1000  # Python's pickler sets so many items at a time.
 _MAX_DEPTH = 200
 
 
-def write_pickle(value: Value) -> bytes:
+def write_pickle(value: Value, *, for_torchscript: bool = False) -> bytes:
     """Return the pickle of an inert ``value``.
+
+    Args:
+        value: As `read_pickle` returns it.
+        for_torchscript: Whether TorchScript's own reader has to understand it.
 
     Raises:
         UnsupportedFileError: The value is nested too deeply, or of a type that is not inert.
     """
-    writer = _Writer()
+    writer = _TorchScriptWriter() if for_torchscript else _Writer()
     writer.save(value, 0)
     return b"\x80" + bytes([writer.protocol]) + bytes(writer.written) + b"."
 
@@ -50,8 +58,7 @@ class _Writer:
         elif isinstance(value, tuple):
             self._save_tuple(value, depth)
         elif isinstance(value, PersistentId):
-            self.save(value.value, depth + 1)
-            self.written += b"Q"
+            self._save_persistent_id(value, depth)
         elif isinstance(value, Call):
             self._save_call(value, depth)
         elif isinstance(value, (list, dict)):
@@ -125,9 +132,12 @@ class _Writer:
         if isinstance(value, list):
             self._append(value, depth, marks_all=len(value) > 1)
         else:
-            self._set_items(list(value.items()), depth, marks_all=len(value) > 1)
+            self._set_items(list(value.items()), depth, marks_all=self._marks_all(value))
             if value and not len(value) % _BATCH:
                 self.written += b"(u"
+
+    def _marks_all(self, value: dict[Value, Value]) -> bool:
+        return len(value) > 1
 
     def _save_set(self, value: set[Value] | frozenset[Value], depth: int) -> None:
         self.protocol = max(self.protocol, 4)
@@ -157,6 +167,10 @@ class _Writer:
         except UnicodeEncodeError as error:
             raise UnsupportedFileError(f"no valid text: {describe(value)}") from error
         self._global_memo[value] = self._put(value)
+
+    def _save_persistent_id(self, reference: PersistentId, depth: int) -> None:
+        self.save(reference.value, depth + 1)
+        self.written += b"Q"
 
     def _save_call(self, call: Call, depth: int) -> None:
         self.save(call.reference or call.function, depth + 1)
@@ -208,6 +222,30 @@ class _Writer:
 
     def _get(self, index: int) -> None:
         self.written += b"h" + bytes([index]) if index < 256 else b"j" + _u32(index)
+
+
+class _TorchScriptWriter(_Writer):
+    def _save_long(self, value: int) -> None:
+        if value.bit_length() > 63:
+            raise UnsupportedFileError(f"TorchScript cannot hold {describe(value)}")
+        self.written += b"\x8a\x08" + struct.pack("<q", value)
+
+    def _save_persistent_id(self, reference: PersistentId, depth: int) -> None:
+        super()._save_persistent_id(reference, depth)
+        self._put(reference)
+
+    def _save_call(self, call: Call, depth: int) -> None:
+        if not call.is_new:
+            super()._save_call(call, depth)
+            return
+        self.save(call.function, depth + 1)
+        self.written += b")\x81"
+        self.save(call.state, depth + 1)
+        self.written += b"b"
+        self._put(call)
+
+    def _marks_all(self, value: dict[Value, Value]) -> bool:  # noqa: ARG002
+        return True
 
 
 def _u32(value: int) -> bytes:
