@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor, names_statistics
@@ -49,6 +49,7 @@ class BatchNorm:
         batches_tracked: How many batches formed the statistics; None where nothing counts them.
         type_name: The layer's class, with its module; None where the file is silent.
         frozen_already: Whether the file says that the layer is frozen.
+        facts: All that the file says of it beside its entries.
     """
 
     name: str
@@ -61,6 +62,7 @@ class BatchNorm:
     batches_tracked: int | None = None
     type_name: str | None = None
     frozen_already: bool = False
+    facts: LayerFacts = field(default_factory=LayerFacts)
 
     @property
     def has_statistics(self) -> bool:
@@ -115,6 +117,7 @@ def find_batch_norms(
                 _count(tensors.get("num_batches_tracked")),
                 facts.type_name,
                 facts.frozen or name in frozen,
+                facts,
             )
         )
     return layers

@@ -125,7 +125,7 @@ def inspect(
 def convert(
     checkpoint: options.Checkpoint,
     output: options.OutputPath = None,
-    to: options.To = options.Format.SAFETENSORS,
+    to: options.To = None,
     key: options.Key = None,
     keep_prefix: options.KeepPrefix = False,
     eps: options.Eps = None,
@@ -135,17 +135,20 @@ def convert(
     force: options.Force = False,
     dry_run: options.DryRun = False,
     no_verify: options.NoVerify = False,
+    input_shape: options.InputShape = None,
+    trust: options.Trust = False,
     all_layers: options.AllLayers = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Freeze the BatchNorm2d layers of a model file and write its weights.
+    """Freeze the BatchNorm2d layers of a model file and write the result.
 
-    The result is verified before it gets its name. The input is never changed, and nothing in it
-    is executed.
+    The result is verified before it gets its name. The input is never changed, and no pickled code
+    in it is executed. A TorchScript archive is rewritten as it lies in the file; to verify the
+    result, it is then run.
     """
     how = ConvertOptions(
-        to=to.value,
+        to=to.value if to else None,
         key=key,
         keep_prefix=keep_prefix,
         eps=eps,
@@ -154,6 +157,8 @@ def convert(
         force_unhealthy=force_unhealthy,
         dry_run=dry_run,
         verify=not no_verify,
+        input_shapes=options.parse_shapes(input_shape),
+        trust=trust,
     )
 
     @_reader_may_leave()

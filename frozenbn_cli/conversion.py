@@ -16,6 +16,7 @@ from typing import BinaryIO, Literal
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.errors import (
@@ -28,9 +29,18 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.outputs import OUTPUTS, Output, OutputFormat, default_output
+from frozenbn_cli.outputs import (
+    OUTPUTS,
+    Output,
+    OutputFormat,
+    TorchScriptOutput,
+    default_output,
+)
 from frozenbn_cli.plan import Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.torchscript.operators import unsafe_operators
+from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
 __all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_checkpoint"]
 
@@ -48,7 +58,7 @@ class ConvertOptions:
     """How to convert.
 
     Attributes:
-        to: The format of the output.
+        to: The format of the output; None for TorchScript where the input is, else safetensors.
         key: Which state dict of a file that holds several, such as ``model_ema``.
         keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
         eps: Of every layer whose eps the file does not hold; None assumes PyTorch's 1e-5.
@@ -57,9 +67,12 @@ class ConvertOptions:
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
+        input_shapes: Of the inputs that a TorchScript archive is run on, to verify it; found from
+            its first convolution if there are none.
+        trust: Run an archive also where its code has operators that read or write files.
     """
 
-    to: OutputFormat = "safetensors"
+    to: OutputFormat | None = None
     key: str | None = None
     keep_prefix: bool = False
     eps: float | None = None
@@ -68,9 +81,11 @@ class ConvertOptions:
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    trust: bool = False
 
     def __post_init__(self) -> None:
-        if self.to not in OUTPUTS:
+        if self.to is not None and self.to not in OUTPUTS:
             raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
@@ -89,6 +104,7 @@ class ConversionResult:
         input_bytes: Its size.
         input_sha256: None until all of it was read.
         output_path: Where the result is, or would be.
+        output_format: Of the result.
         output_bytes: Its size; None where nothing was written.
         key: Where in the file the state dict stands; empty if it is the whole file.
         prefix: What was taken off every name, such as ``module.``.
@@ -109,6 +125,7 @@ class ConversionResult:
     input_bytes: int
     input_sha256: str | None = None
     output_path: Path
+    output_format: OutputFormat
     output_bytes: int | None = None
     key: str
     prefix: str
@@ -128,10 +145,11 @@ def convert_checkpoint(
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
-    """Freeze the BatchNorm2d layers of a checkpoint and write its weights.
+    """Freeze the BatchNorm2d layers of a checkpoint and write the result.
 
     The output is verified against the input before it gets its name: it is whole and right, or
-    not there. The input is never changed, and nothing in it is executed.
+    not there. The input is never changed, and no pickle in it is executed. A TorchScript archive
+    is rewritten without being run, and then run to verify the result.
 
     Args:
         path: The checkpoint.
@@ -152,9 +170,18 @@ def convert_checkpoint(
     """
     path = Path(path)
     options = options or ConvertOptions()
-    target = default_output(path, options.to) if output is None else Path(output)
     with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
-        return _Conversion(checkpoint, target, options, progress).run()
+        to = options.to or ("torchscript" if checkpoint.script else "safetensors")
+        if to == "torchscript" and not checkpoint.script:
+            raise UsageError(
+                "--to torchscript",
+                where=(str(path),),
+                expected="a TorchScript archive",
+                found=checkpoint.kind,
+                advice="Write --to safetensors, and load it with load_frozen before scripting.",
+            )
+        target = default_output(path, to) if output is None else Path(output)
+        return _Conversion(checkpoint, target, to, options, progress).run()
 
 
 class _Conversion:
@@ -164,15 +191,18 @@ class _Conversion:
         self,
         checkpoint: Checkpoint,
         target: Path,
+        to: OutputFormat,
         options: ConvertOptions,
         progress: Progress | None,
     ) -> None:
         self._checkpoint = checkpoint
         self._target = target
+        self._to = to
         self._options = options
         self._report = progress or (lambda *_: None)
         self._seconds: dict[str, float] = {}
         self._place = str(checkpoint.path)
+        self._rewriting: Rewriting | None = None
 
     def run(self) -> ConversionResult:
         output = AtomicOutput(self._target, replace=self._options.force)
@@ -181,6 +211,8 @@ class _Conversion:
             part = self._checkpoint.state_dict(self._options.key)
             _refuse_unsupported(part)
             plan = self._plan(part)
+            if self._to == "torchscript" and self._checkpoint.script:
+                plan = self._rewrite(self._checkpoint.script, plan)
         planned = ConversionResult(
             outcome="planned",
             input_path=self._checkpoint.path,
@@ -188,6 +220,7 @@ class _Conversion:
             container=self._checkpoint.container,
             input_bytes=self._checkpoint.size_bytes,
             output_path=self._target,
+            output_format=self._to,
             key=part.key,
             prefix=part.prefix,
             entries=tuple(part.entries),
@@ -223,23 +256,26 @@ class _Conversion:
             raise UsageError("eps is given, and the file holds that of every layer")
         return plan
 
+    def _rewrite(self, script: ScriptArchive, plan: Plan) -> Plan:
+        """Find out how the archive changes; return the plan with what that takes."""
+        rewriting = rewrite(script, {item.layer.name for item in plan.frozen})
+        # The record of an earlier conversion gives way to that of this one.
+        dropped = rewriting.dropped | {record_path(script.root)}
+        self._rewriting = replace(rewriting, dropped=dropped)
+        kept = {f"{name}.num_batches_tracked" for name in rewriting.kept_counts}
+        return replace(plan, edits=tuple(edit for edit in plan.edits if edit.entry not in kept))
+
     def _refuse(self, planned: ConversionResult) -> None:
         """Raise where the plan itself says that nothing should be written."""
         plan = planned.plan
         error: RefusedError
         if plan.broken and not self._options.force_unhealthy:
-            count = len(plan.broken)
-            error = UnhealthyStatisticsError(
-                f"broken or never formed statistics in {count} of {len(plan.layers)} BatchNorm "
-                "layers",
-                where=(self._place,),
-                advice="Freeze the others with --exclude, or all with --force-unhealthy.",
-            )
+            error = _unhealthy(plan, self._place)
             error.result = replace(planned, outcome="unhealthy")
             raise error
         if not plan.frozen:
             what = "no BatchNorm2d to freeze" if plan.layers else "no BatchNorm in it"
-            error = NothingToFreezeError(what, where=(self._place,))
+            error = NothingToFreezeError(what, where=(self._place,), advice=self._checkpoint.advice)
             error.result = replace(planned, outcome="nothing to freeze")
             raise error
 
@@ -293,7 +329,10 @@ class _Conversion:
         part: StateDict,
         longest: ConversionRecord,
     ) -> Output:
-        begin = OUTPUTS[self._options.to]
+        script = self._checkpoint.script
+        if self._rewriting and script:
+            return TorchScriptOutput(file, script, self._rewriting)
+        begin = OUTPUTS[self._to]
         versions = dict(part.versions)
         versions |= {name: _FROZEN_VERSION for name in longest.layers if name in versions}
         return begin(
@@ -319,12 +358,12 @@ class _Conversion:
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], plan: Plan
     ) -> tuple[Claim, ...]:
-        model = Claim("model", "not verified", _NO_MODEL)
         if not self._options.verify:
             skipped = (Claim(name, "not verified", _SKIPPED) for name in _CLAIMS[:2])
-            return (*skipped, model)
+            reason = _SKIPPED if self._rewriting else _NO_MODEL
+            return (*skipped, Claim("model", "not verified", reason))
         verification = _import_verification()
-        file = verification.open_written(written, self._options.to)
+        file = verification.open_written(written, self._to)
         layers = {item.layer.name: item.layer for item in plan.frozen}
         total = sum(tensor.size_bytes for tensor in kept.values())
         with located(self._place):
@@ -333,8 +372,26 @@ class _Conversion:
                 self._counter("running", len(layers)),
             )
             contents: Claim = verification.verify_contents(file, kept, comparing)
+            if self._rewriting and contents.status == "equal":
+                script = self._checkpoint.script
+                if found := verification.verify_records(written, script, self._rewriting):
+                    contents = Claim("contents", "different", found)
             ran: Claim = verification.verify_layers(file, layers, running)
-            return contents, ran, model
+            return contents, ran, self._verify_model(written, list(layers))
+
+    def _verify_model(self, written: Path, frozen: list[str]) -> Claim:
+        script = self._checkpoint.script
+        if not self._rewriting or not script:
+            return Claim("model", "not verified", _NO_MODEL)
+        if not self._options.trust and (unsafe := unsafe_operators(script)):
+            listed = ", ".join(unsafe[:3])
+            reason = f"its code has {listed}; --trust runs it all the same"
+            return Claim("model", "not verified", reason)
+        running = importlib.import_module("frozenbn_cli.running")
+        claim: Claim = running.verify_archive(
+            self._checkpoint.path, written, frozen, shapes=self._options.input_shapes
+        )
+        return claim
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -364,6 +421,18 @@ def _import_verification() -> ModuleType:
 def _refuse_unsupported(part: StateDict) -> None:
     for name, reason in part.unsupported.items():
         raise UnsupportedFileError(reason, where=(f"entry {name!a}",))
+
+
+def _unhealthy(plan: Plan, place: str) -> UnhealthyStatisticsError:
+    count = f"{len(plan.broken)} of {len(plan.layers)} BatchNorm layers"
+    if not plan.forceable:
+        advice = "Freeze the others with --exclude." if plan.frozen else ""
+        return UnhealthyStatisticsError(f"{count} cannot be frozen", where=(place,), advice=advice)
+    return UnhealthyStatisticsError(
+        f"broken or never formed statistics in {count}",
+        where=(place,),
+        advice="Freeze the others with --exclude, or all with --force-unhealthy.",
+    )
 
 
 def _refuse_difference(result: ConversionResult) -> None:

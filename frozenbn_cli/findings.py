@@ -45,6 +45,7 @@ class Finding:
 
 LABELS = {
     "no_statistics": "no running statistics",
+    "traced_in_training": "traced in training mode",
     "incomplete": "incomplete",
     "not_floating": "not floating point",
     "lengths_differ": "lengths differ",
@@ -62,6 +63,7 @@ LABELS = {
 """A few words for each code."""
 
 ADVICE = {
+    "traced_in_training": "Call eval() on the model before tracing it.",
     "incomplete": "The file lost entries; save the state dict again.",
     "not_floating": "The file was converted to another dtype; start from the original.",
     "lengths_differ": "The file mixes entries of different models; save the state dict again.",
@@ -75,7 +77,7 @@ ADVICE = {
 }
 """What to do about errors and warnings, by code."""
 
-STRUCTURAL = {"incomplete", "not_floating", "lengths_differ"}
+STRUCTURAL = {"incomplete", "not_floating", "lengths_differ", "traced_in_training"}
 """Codes of the findings with which a layer is no BatchNorm at all and cannot be frozen."""
 
 
@@ -83,6 +85,14 @@ def examine(layer: BatchNorm) -> tuple[Finding, ...]:
     """Return the findings on a layer's statistics and affine; reads these and nothing else."""
     if not layer.has_statistics:
         return (Finding("no_statistics", "note", "no running statistics"),)
+    if layer.facts.always_batch_statistics:
+        return (
+            Finding(
+                "traced_in_training",
+                "error",
+                "traced in training mode, so that freezing would change the outputs",
+            ),
+        )
     broken = tuple(_structure(layer))
     if broken:
         return broken

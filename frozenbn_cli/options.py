@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -22,12 +23,15 @@ __all__ = [
     "ForceUnhealthy",
     "Format",
     "Include",
+    "InputShape",
     "KeepPrefix",
     "Key",
     "NoVerify",
     "OutputPath",
     "Quiet",
     "To",
+    "Trust",
+    "parse_shapes",
 ]
 
 
@@ -37,7 +41,20 @@ def _check_eps(eps: float | None) -> float | None:
     return eps
 
 
+def _check_shapes(shapes: list[str] | None) -> list[str] | None:
+    for text in shapes or ():
+        if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
+            raise typer.BadParameter(f"{text!r} is no shape such as 1x3x224x224")
+    return shapes
+
+
+def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
+    """Return shapes as numbers, from the text of ``--input-shape``."""
+    return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
+
+
 _INPUT, _OUTPUT, _LAYERS, _REPORT = "Input", "Output", "Layers", "Report"
+_VERIFICATION = "Verification"
 _READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shards."
 
 Checkpoint = Annotated[Path, typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)]
@@ -118,12 +135,15 @@ class Format(str, Enum):
 
     SAFETENSORS = "safetensors"
     TORCH = "torch"
+    TORCHSCRIPT = "torchscript"
 
 
 To = Annotated[
-    Format,
+    Format | None,
     typer.Option(
-        help="The format of the result; 'torch' is a plain state dict for torch.load.",
+        help="The format of the result: 'torch' is a plain state dict for torch.load. TorchScript "
+        "stays TorchScript if not given, all else becomes safetensors.",
+        show_default=False,
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -142,7 +162,28 @@ NoVerify = Annotated[
     typer.Option(
         "--no-verify",
         help="Do not check the written file. Saves the seconds that importing torch takes.",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SHAPE",
+        help="The shape of the input that a TorchScript archive is run on to verify it, such as "
+        "1x3x224x224. Repeatable, for several inputs. Found from the first convolution if not "
+        "given.",
+        show_default=False,
+        callback=_check_shapes,
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run a TorchScript archive to verify it even if its code can read or write files. "
+        "Only for files whose origin you trust.",
+        rich_help_panel=_VERIFICATION,
     ),
 ]
 AllLayers = Annotated[

@@ -8,12 +8,16 @@ from typing import BinaryIO, Literal, Protocol
 
 from frozenbn_cli.checkpoints import StoredTensor
 from frozenbn_cli.checkpoints.tensors import row_major_strides
+from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.containers.safetensors_file import SafetensorsWriter
+from frozenbn_cli.containers.source import chunks
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
+from frozenbn_cli.torchscript.rewriting import Rewriting
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
 __all__ = [
     "OUTPUTS",
@@ -21,12 +25,17 @@ __all__ = [
     "OutputFormat",
     "SafetensorsOutput",
     "TorchOutput",
+    "TorchScriptOutput",
     "default_output",
 ]
 
-OutputFormat = Literal["safetensors", "torch"]
+OutputFormat = Literal["safetensors", "torch", "torchscript"]
 
-_OUTPUT_SUFFIXES: dict[OutputFormat, str] = {"safetensors": ".safetensors", "torch": ".pt"}
+_OUTPUT_SUFFIXES: dict[OutputFormat, str] = {
+    "safetensors": ".safetensors",
+    "torch": ".pt",
+    "torchscript": ".pt",
+}
 _INPUT_SUFFIXES = {
     ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
     ".json",
@@ -163,9 +172,44 @@ class TorchOutput:
         return Call(Global("torch._utils", "_rebuild_tensor_v3"), arguments)
 
 
+class TorchScriptOutput:
+    """A TorchScript archive, whose record is one of its extra files."""
+
+    def __init__(self, file: BinaryIO, script: ScriptArchive, rewriting: Rewriting) -> None:
+        self._writer = ZipWriter(file)
+        self._script = script
+        self._rewriting = rewriting
+        self._record_path = record_path(script.root)
+        self._finished = False
+
+    def write_tensors(self, count: Callable[[int], None]) -> None:
+        """Write every record, changed or as it was."""
+        archive, replaced = self._script.archive, dict(self._rewriting.replaced)
+        for name in archive.records:
+            if name in replaced:
+                self._writer.add(name, replaced.pop(name))
+            elif name not in self._rewriting.dropped and name != self._record_path:
+                extent = archive.extent(name)
+                with self._writer.record(name, extent.size_bytes), located(f"record {name}"):
+                    for chunk in chunks(extent):
+                        self._writer.write(chunk)
+                        count(len(chunk))
+        for name, content in replaced.items():
+            self._writer.add(name, content)
+
+    def finish(self, record: ConversionRecord) -> None:
+        """Write the record and the directory."""
+        if self._finished:
+            self._writer.drop_last()
+        self._writer.add(self._record_path, record.to_text().encode())
+        self._writer.write_directory()
+        self._finished = True
+
+
 OUTPUTS: Mapping[OutputFormat, Callable[..., Output]] = {
     "safetensors": SafetensorsOutput,
     "torch": TorchOutput,
+    "torchscript": TorchScriptOutput,
 }
 """How to begin an output of each format."""
 

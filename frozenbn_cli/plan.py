@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from frozenbn_cli.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.checkpoints import StateDict
+from frozenbn_cli.errors import UsageError
 from frozenbn_cli.findings import STRUCTURAL, Finding, examine
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.selection import Selection
@@ -25,6 +26,7 @@ class LayerPlan:
         reason: Why it is left.
         findings: On its statistics.
         selected: Whether it would be frozen if its statistics allowed it.
+        deselected: Whether the user's selection alone leaves it out.
     """
 
     layer: BatchNorm
@@ -32,6 +34,7 @@ class LayerPlan:
     reason: str | None
     findings: tuple[Finding, ...]
     selected: bool
+    deselected: bool = False
 
     @property
     def broken(self) -> bool:
@@ -86,6 +89,11 @@ class Plan:
         """The layers whose statistics stand against freezing them."""
         return tuple(layer for layer in self.layers if layer.broken)
 
+    @property
+    def forceable(self) -> bool:
+        """Whether some of the broken layers can be frozen all the same."""
+        return any(layer.action == "freeze" for layer in self.broken)
+
     def kept(self, names: Iterable[str]) -> list[str]:
         """Return those of an input's entry ``names`` that the output has too, in order."""
         dropped = {edit.entry for edit in self.edits}
@@ -126,19 +134,46 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     plans = []
     for layer in layers:
         findings = () if _is_instance_norm(layer) else examine(layer)
-        reason = _reason_left(layer) or selection.reason_left_out([layer.name])
+        reason = _reason_left(layer)
+        unselected = None if reason else selection.reason_left_out([layer.name])
+        reason = reason or unselected
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
         findings += _on_dimensions(layer)
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
-        plans.append(LayerPlan(layer, action, reason, findings, selected))
+        deselected = unselected is not None
+        plans.append(LayerPlan(layer, action, reason, findings, selected, deselected))
+    plans = _together(plans)
     edits = tuple(
         Edit("drop", plan.layer.entry_name("num_batches_tracked"), "a frozen layer counts nothing")
         for plan in plans
         if plan.action == "freeze" and "num_batches_tracked" in plan.layer.tensors
     )
     return Plan(tuple(plans), edits)
+
+
+def _together(plans: list[LayerPlan]) -> list[LayerPlan]:
+    """Leave layers alone that share tensors, in the output too, with one that is left alone.
+
+    Raises:
+        UsageError: It is left alone because of the user's selection.
+    """
+    left = {plan.layer.name: plan for plan in plans if plan.action == "leave"}
+    together = []
+    for plan in plans:
+        others = sorted(plan.layer.facts.shares_with & left.keys())
+        if plan.action == "freeze" and others:
+            if left[others[0]].deselected:
+                raise UsageError(
+                    f"layers {plan.layer.name!a} and {others[0]!a} share tensors",
+                    advice="Select both or neither.",
+                )
+            reason = f"shares tensors with {others[0]}, which is left alone"
+            together.append(replace(plan, action="leave", reason=reason))
+        else:
+            together.append(plan)
+    return together
 
 
 def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
@@ -167,7 +202,10 @@ def _reason_left(layer: BatchNorm) -> str | None:
     if layer.spatial_dims not in (None, 2):
         inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
         return f"BatchNorm{layer.spatial_dims}d{inferred}"
-    if layer.type_name and layer.type_name not in _FREEZABLE:
+    if layer.facts.obstacle:
+        return layer.facts.obstacle
+    is_known = layer.facts.code_is_known or layer.type_name in _FREEZABLE
+    if layer.type_name and not is_known:
         return f"{layer.type_name}, whose forward may do something else"
     return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from operator import ne
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -11,15 +13,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from frozenbn_cli.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.checkpoints import StoredTensor, open_checkpoint
 from frozenbn_cli.claims import Claim
+from frozenbn_cli.containers.source import chunks
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.running import same_bits
+from frozenbn_cli.torchscript.rewriting import Rewriting
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
-__all__ = ["WrittenFile", "open_written", "verify_contents", "verify_layers"]
+__all__ = [
+    "WrittenFile",
+    "open_written",
+    "verify_contents",
+    "verify_layers",
+    "verify_records",
+]
 
 Progress = Callable[[int], None]
 
@@ -44,7 +56,7 @@ def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
         VerificationError: The library that is installed cannot read it.
     """
     try:
-        return _SafetensorsFile(path) if output_format == "safetensors" else _TorchFile(path)
+        return _FILES[output_format](path)
     except (SafetensorError, UnpicklingError) as error:
         raise VerificationError(
             f"the output cannot be read back ({str(error).splitlines()[0]})",
@@ -84,6 +96,33 @@ class _TorchFile:
         return tensor
 
 
+class _ScriptFile:
+    """Read as text and inert values, since loading an archive can run its code."""
+
+    def __init__(self, path: Path) -> None:
+        checkpoint = open_checkpoint(path)
+        weakref.finalize(self, checkpoint.close)
+        part = checkpoint.state_dict()
+        self._eps = {layer.name: layer.eps for layer in find_batch_norms(part)}
+        self._entries = part.entries
+
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        return self._eps
+
+    def tensor(self, name: str) -> Tensor:
+        return _tensor(self._entries[name])
+
+
+_FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
+    "safetensors": _SafetensorsFile,
+    "torch": _TorchFile,
+    "torchscript": _ScriptFile,
+}
+
+
 def _stated_eps(metadata: Mapping[str, str]) -> Mapping[str, Eps]:
     record = ConversionRecord.from_metadata(metadata)
     return record.layers if record else {}
@@ -111,6 +150,26 @@ def verify_contents(
     total = sum(tensor.size_bytes for tensor in expected.values())
     detail = f"{len(expected):,} entries, {total:,} bytes"
     return Claim("contents", "equal", detail, len(expected))
+
+
+def verify_records(written: Path, script: ScriptArchive, rewriting: Rewriting) -> str | None:
+    """Return which record of an archive is not what it was, or should have become, or None."""
+    with open_checkpoint(written) as checkpoint:
+        archive = checkpoint.archive
+        if archive is None:
+            return "it is no archive"
+        for name in script.archive.records.keys() - rewriting.dropped | rewriting.replaced.keys():
+            if name not in archive.records:
+                return f"record {name} is missing"
+            found = archive.extent(name)
+            if name in rewriting.replaced:
+                if found.read(0, found.size_bytes) != rewriting.replaced[name]:
+                    return f"record {name} differs"
+            elif any(map(ne, chunks(found), chunks(script.archive.extent(name)))):
+                return f"record {name} differs"
+            elif found.size_bytes != script.archive.extent(name).size_bytes:
+                return f"record {name} has another size"
+    return None
 
 
 def _difference(tensor: Tensor, source: StoredTensor) -> str | None:
@@ -180,7 +239,7 @@ def _layer_difference(written: WrittenFile, name: str, source: BatchNorm, eps: E
     for probe, training in _probes(original):
         frozen.train(training)
         expected, found = original(probe).detach(), frozen(probe)
-        if not _same_bits(expected, found.detach()):
+        if not same_bits(expected, found):
             gap = (expected.double() - found.detach().double()).abs().nan_to_num().max().item()
             return f"outputs differ by up to {gap:.3g} on a probe of shape {list(probe.shape)}"
     return None
@@ -208,12 +267,3 @@ def _tensor(stored: StoredTensor) -> Tensor:
     if not stored.elements:
         return torch.empty(stored.shape, dtype=dtype)
     return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)
-
-
-def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors hold the same bits, also of NaN and of the two zeros."""
-    return (
-        first.dtype == second.dtype
-        and first.shape == second.shape
-        and torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
-    )

@@ -519,18 +519,6 @@ class TestToTorch:
 
 
 class TestOtherKinds:
-    @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-    def test_torchscript_is_named_with_what_can_be_done(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.pt"
-        torch.jit.script(model()).save(path)
-
-        found = inspect_checkpoint(path)
-
-        assert found.kind == "TorchScript archive"
-        assert found.state_dicts == ()
-        with pytest.raises(UnsupportedFileError, match=r"found TorchScript archive\. Convert"):
-            convert_checkpoint(path)
-
     def test_an_exported_program_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "a.pt2"
         torch.export.save(torch.export.export(model().eval(), (torch.ones(1, 3, 4, 4),)), path)

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save as save_safetensors
-from torch import nn
 
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.errors import InputError, UnsupportedFileError
+from frozenbn_cli.errors import InputError
 from frozenbn_cli.pickles.values import Call, Value
 from frozenbn_cli.pickles.writer import write_pickle
 from tests.conftest import (
@@ -156,20 +155,6 @@ def test_refuses_a_file_without_permission(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="Permission denied"):
         open_checkpoint(path)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_names_a_torchscript_archive(tmp_path: Path) -> None:
-    path = tmp_path / "scripted.pt"
-    torch.jit.script(nn.BatchNorm2d(2)).save(str(path))
-
-    with (
-        pytest.raises(UnsupportedFileError, match="TorchScript archive") as caught,
-        open_checkpoint(path) as checkpoint,
-    ):
-        _ = checkpoint.entries
-
-    assert caught.value.exit_code == 3
 
 
 def test_survives_random_files(tmp_path: Path) -> None:

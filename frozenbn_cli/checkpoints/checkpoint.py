@@ -12,6 +12,7 @@ from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
 __all__ = ["Checkpoint", "LayerFacts", "StateDict", "names_statistics"]
 
@@ -31,6 +32,10 @@ class LayerFacts:
         eps: Added to the variance.
         momentum: Of the running average; None also stands for a cumulative one.
         frozen: Whether the layer is a frozen one.
+        code_is_known: Whether the code of its class was read, so that its name does not matter.
+        obstacle: Why that code cannot be frozen; None if it can.
+        always_batch_statistics: Whether the code normalises with batch statistics for good.
+        shares_with: The layers that it shares tensors with, where they stay shared in the output.
     """
 
     type_name: str | None = None
@@ -38,6 +43,10 @@ class LayerFacts:
     eps: float | None = None
     momentum: float | None = None
     frozen: bool = False
+    code_is_known: bool = False
+    obstacle: str | None = None
+    always_batch_statistics: bool = False
+    shares_with: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,7 @@ class Checkpoint:
         beside: What the file holds beside them, such as an optimizer: name and description.
         metadata: The free-form text of a safetensors file.
         archive: The file as an archive, if it is one.
+        script: Its object tree and code, if it is a TorchScript archive.
         foreign_names: What unpickling the file would import that a model has no need of, with
             whether it would also be called.
         advice: What can be done with a kind that holds no state dict.
@@ -97,6 +107,7 @@ class Checkpoint:
     beside: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     archive: ZipArchive | None = None
+    script: ScriptArchive | None = None
     foreign_names: Mapping[str, bool] = field(default_factory=dict)
     advice: str = ""
 
@@ -161,6 +172,11 @@ class Checkpoint:
         with located(str(self.path)):
             return fingerprint(self.sources, self.archive)
 
+    def close(self) -> None:
+        """Close its files."""
+        for source in self.sources:
+            source.close()
+
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -170,5 +186,4 @@ class Checkpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for source in self.sources:
-            source.close()
+        self.close()

@@ -8,6 +8,7 @@ from frozenbn_cli.checkpoints.checkpoint import Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
+from frozenbn_cli.checkpoints.torchscript import METADATA_KEY, open_torchscript
 from frozenbn_cli.containers.legacy_stream import LegacyStream
 from frozenbn_cli.containers.source import ByteSource, Extent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
@@ -15,9 +16,6 @@ from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 
 __all__ = ["METADATA_KEY", "open_legacy", "open_zip"]
-
-METADATA_KEY = "frozenbn.conversion"
-"""Where a file carries the record of its conversion."""
 
 _NO_METADATA: Mapping[str, str] = {}
 
@@ -30,7 +28,10 @@ def open_zip(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
         UnsupportedFileError: The archive holds something else than a model.
     """
     archive = ZipArchive(source)
-    if other := _other_kind(archive):
+    names = {name.partition("/")[2] for name in archive.records}
+    if "constants.pkl" in names and "bytecode.pkl" not in names:
+        return open_torchscript(source, archive)
+    if other := _other_kind(archive, names):
         kind, advice = other
         return Checkpoint(
             sources=(source,),
@@ -112,16 +113,18 @@ def _checkpoint(
     )
 
 
-def _other_kind(archive: ZipArchive) -> tuple[str, str] | None:
+def _other_kind(archive: ZipArchive, names: set[str]) -> tuple[str, str] | None:
     """Return the kind of an archive that is no pickle of `torch.save`, and what can be done."""
-    names = {name.partition("/")[2] for name in archive.records}
     if "bytecode.pkl" in names:
         return (
             "TorchScript archive for mobile",
             "Its bytecode cannot be edited; convert the original.",
         )
-    if "constants.pkl" in names:
-        return "TorchScript archive", "Convert the state dict it was made from."
+    if "model.json" in names:
+        return (
+            "TorchScript archive from before PyTorch 1.4",
+            "Load it with torch.jit.load of PyTorch 1.x and save it again.",
+        )
     exported = {"archive_format", "serialized_exported_program.json"}
     if exported & names or exported & archive.records.keys():
         return "exported program (torch.export)", "Freeze the model and export it again."

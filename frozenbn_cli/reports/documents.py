@@ -48,7 +48,11 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             "beside": dict(result.beside),
             "foreign_names": _foreign_names(result.foreign_names),
         },
-        "output": {"path": str(result.output_path), "size_bytes": result.output_bytes},
+        "output": {
+            "path": str(result.output_path),
+            "format": result.output_format,
+            "size_bytes": result.output_bytes,
+        },
         "layers": [_layer(plan) for plan in result.plan.layers],
         "edits": [
             {"kind": edit.kind, "entry": edit.entry, "reason": edit.reason}

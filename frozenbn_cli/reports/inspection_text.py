@@ -78,7 +78,8 @@ def _summary(part: InspectedStateDict, console: Console) -> Text:
     )
     facts = [counted(part.entries, "entry", "entries")]
     facts.append(f"{_count_text(sum(part.elements.values()))} elements")
-    facts.append(", ".join(part.elements))
+    if part.elements:
+        facts.append(", ".join(part.elements))
     of_each = ", ".join(f"{count} {name}" for name, count in dims.items())
     facts.append(counted(len(layers), "BatchNorm layer") + (f" ({of_each})" if layers else ""))
     if frozen := sum(plan.layer.frozen_already for plan in layers):
@@ -198,11 +199,13 @@ def _what_convert_would_do(inspection: Inspection) -> str:
         keys = " or ".join(f"--key {part.key}" for part in candidates)
         return f"convert: would ask which state dict is meant; pass {keys}."
     if not candidates or not candidates[0].plan.selected:
-        return "convert: would find nothing to freeze."
+        return f"convert: would find nothing to freeze. {inspection.advice}".rstrip()
     plan = candidates[0].plan
     if plan.broken:
         unhealthy = f"{len(plan.broken)} of {counted(len(plan.layers), 'layer')}"
-        return f"convert: would refuse, since the statistics of {unhealthy} are unhealthy."
+        if plan.forceable:
+            return f"convert: would refuse, since the statistics of {unhealthy} are unhealthy."
+        return f"convert: would refuse, since {unhealthy} cannot be frozen."
     if part_cannot := candidates[0].unsupported:
         return f"convert: would refuse, since it cannot write {named(part_cannot)}."
     return f"convert: would freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}."

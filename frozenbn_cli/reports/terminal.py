@@ -148,6 +148,11 @@ def _left(result: ConversionResult) -> list[RenderableType]:
 
 
 def _next_steps(result: ConversionResult) -> Text:
+    if result.output_format == "torchscript":
+        steps = Text("Load it with PyTorch alone, here or in C++:\n")
+        steps.append("    import torch\n", "cyan")
+        steps.append(f"    model = torch.jit.load({str(result.output_path)!r})", "cyan")
+        return steps
     steps = Text("Load it into your model, whose layers are frozen on the way:\n")
     steps.append("    from frozenbn_cli import load_frozen\n", "cyan")
     steps.append(f"    model = load_frozen(model, {str(result.output_path)!r})", "cyan")

@@ -1,0 +1,136 @@
+"""Opens TorchScript archives: the state dict in the object tree, and what the code says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
+from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder
+from frozenbn_cli.checkpoints.tensors import StoredTensor
+from frozenbn_cli.containers.source import ByteSource, Extent
+from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.errors import UnsupportedFileError, located
+from frozenbn_cli.pickles.values import Call
+from frozenbn_cli.torchscript.script_archive import (
+    ScriptArchive,
+    ScriptModule,
+    find_root,
+    is_tensor_call,
+    storage_keys,
+)
+
+__all__ = ["METADATA_KEY", "open_torchscript", "record_path"]
+
+METADATA_KEY = "frozenbn.conversion"
+"""Where a file carries the record of its conversion."""
+
+_STATISTICS_AND_AFFINE = ("weight", "bias", "running_mean", "running_var")
+_FOLDED = "torch.jit.freeze has folded its layers into the code; convert what it was made of."
+
+
+def record_path(root: str) -> str:
+    """Return where an archive carries the record: as an extra file, in PyTorch's word."""
+    return f"{root}extra/{METADATA_KEY}.json"
+
+
+def open_torchscript(source: ByteSource, archive: ZipArchive) -> Checkpoint:
+    """Open a TorchScript archive without running any of it.
+
+    Raises:
+        DamagedFileError: The archive contradicts itself; says where.
+        UnsupportedFileError: It was written on a big-endian machine.
+    """
+    root = find_root(archive)
+    order = f"{root}byteorder"
+    if order in archive.records and archive.read(order) != b"little":
+        raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
+    script = ScriptArchive(archive, root)
+
+    def storage(key: str) -> Extent:
+        return archive.extent(f"{root}data/{key}")
+
+    metadata = {}
+    if record_path(root) in archive.records:
+        text = archive.read(record_path(root), at_most_bytes=16 << 20)
+        metadata[METADATA_KEY] = text.decode("utf-8", "replace")
+    how = "scripted" if script.is_scripted else "traced"
+    return Checkpoint(
+        sources=(source,),
+        kind=f"TorchScript archive, {how}",
+        container="PyTorch ZIP",
+        state_dicts=(_state_dict(script, TensorFinder(storage)),),
+        archive=archive,
+        script=script,
+        metadata=metadata,
+        advice=_FOLDED if script.is_folded else "",
+    )
+
+
+def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
+    """Return what ``state_dict()`` of the loaded module would be."""
+    entries: dict[str, StoredTensor] = {}
+    unsupported: dict[str, str] = {}
+    for module in script.modules:
+        prefix = f"{module.name}." if module.name else ""
+        for list_name in ("__parameters__", "__buffers__"):
+            for role in module.source.listed(list_name):
+                value = module.attributes.get(role)
+                if not isinstance(value, Call) or not is_tensor_call(value):
+                    continue
+                with located(f"entry {prefix + role!a}"):
+                    try:
+                        entries[prefix + role] = finder.tensor(value)
+                    except UnsupportedFileError as error:
+                        unsupported[prefix + role] = error.problem
+    layers = [module for module in script.modules if _is_layer(module)]
+    shared = _shared(layers)
+    facts = {
+        module.name: _facts(script, module, shared.get(module.name, frozenset()))
+        for module in layers
+    }
+    return StateDict("", entries, layers=facts, is_module=True, unsupported=unsupported)
+
+
+def _is_layer(module: ScriptModule) -> bool:
+    return module.has_statistics or "BatchNorm" in module.type_name.rpartition(".")[2]
+
+
+def _facts(script: ScriptArchive, module: ScriptModule, shared: frozenset[str]) -> LayerFacts:
+    code = script.batch_norm_code(module)
+    return LayerFacts(
+        type_name=module.type_name,
+        channels=module.source.constant("num_features"),
+        eps=code.eps if code.eps is not None else _constant(module, "eps"),
+        momentum=code.momentum,
+        frozen=module.frozen,
+        code_is_known=True,
+        obstacle=code.obstacle,
+        always_batch_statistics=code.always_batch_statistics,
+        shares_with=shared,
+    )
+
+
+def _constant(module: ScriptModule, name: str) -> float | None:
+    value = module.attributes.get(name, module.source.constant(name))
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e30 else None
+
+
+def _shared(layers: Iterable[ScriptModule]) -> dict[str, frozenset[str]]:
+    """Return, for each layer that shares a storage with others, the names of all of these.
+
+    A layer under two names is two objects that share tensors.
+    """
+    groups: dict[str, set[str]] = {}
+    by_key: dict[str, set[str]] = {}
+    for layer in layers:
+        group = {layer.name}
+        for role in _STATISTICS_AND_AFFINE:
+            for key in storage_keys(layer.attributes.get(role)):
+                group |= by_key.get(key, set())
+                by_key[key] = group
+        for name in group:
+            groups[name] = group
+        for key, names in by_key.items():
+            if names & group:
+                by_key[key] = group
+    return {name: frozenset(group - {name}) for name, group in groups.items() if len(group) > 1}

@@ -1,0 +1,1 @@
+"""TorchScript archives as text and inert values: read and rewritten, never run."""

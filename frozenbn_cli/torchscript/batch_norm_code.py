@@ -1,0 +1,303 @@
+"""Reads what a class of a TorchScript archive does with `batch_norm`, and how to freeze it.
+
+Scripted, a BatchNorm asks ``self.training`` and calls ``torch.nn.functional.batch_norm``; traced,
+it calls ``torch.batch_norm`` with what the flag was. Freezing folds ``self.training`` to False,
+drops the branches that never run then, and gives False to `batch_norm`; all else stays.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from frozenbn_cli.torchscript.source_code import ClassSource, Span, dotted
+
+__all__ = ["BatchNormCode", "module_reads", "read_batch_norm_code"]
+
+_FUNCTIONAL = re.compile(r"__torch__\.torch\.nn\.functional(\.___torch_mangle_\d+)?\.batch_norm")
+_RANDOM = re.compile(r".*dropout.*|rand.*|bernoulli.*|normal_?|uniform_?|exponential_|multinomial")
+_TRAINING, _MOMENTUM, _EPS = 5, 6, 7  # The places of both functions' arguments.
+_STATISTICS = ("self", "running_mean"), ("self", "running_var")
+_SELF_TRAINING = ("self", "training")
+_INDENT = 2
+
+Path = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class BatchNormCode:
+    """What the methods of a class do.
+
+    Attributes:
+        eps: Of its calls of `batch_norm`; None where there are none, or several that differ.
+        momentum: Likewise; None also where it is not a plain number.
+        calls: How many calls of `batch_norm` there are that use the module's own statistics.
+        always_batch_statistics: Whether one of them normalises with batch statistics for good.
+        obstacle: Why the code cannot be frozen; None if it can.
+        edits: The spans to replace for that.
+    """
+
+    eps: float | None = None
+    momentum: float | None = None
+    calls: int = 0
+    always_batch_statistics: bool = False
+    obstacle: str | None = None
+    edits: list[Span] = field(default_factory=list)
+
+
+def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> BatchNormCode:
+    """Return what a class does with `batch_norm`.
+
+    Args:
+        source: The class.
+        attributes: Of one instance, for an eps that is no literal in the code.
+    """
+    code = BatchNormCode()
+    eps: set[float | None] = set()
+    momenta: set[float | None] = set()
+    for function in source.methods:
+        method = _Method(source, function, attributes)
+        method.read()
+        code.edits += method.edits
+        code.obstacle = code.obstacle or method.obstacle
+        code.calls += len(method.eps)
+        code.always_batch_statistics |= method.always_batch_statistics
+        eps |= set(method.eps)
+        momenta |= set(method.momenta)
+    if source.methods and not code.calls and not code.obstacle:
+        code.obstacle = "its code does not call batch_norm with its own statistics"
+    code.eps = eps.pop() if len(eps) == 1 else None
+    code.momentum = momenta.pop() if len(momenta) == 1 else None
+    return code
+
+
+def module_reads(source: ClassSource, names: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
+    """Yield where a class reads one of these attributes of another module, and of which.
+
+    Yields:
+        The path from ``self`` to the attribute (its first part is not ``self`` where the module
+        comes from elsewhere), and the node.
+    """
+    for function in source.methods:
+        aliases = _self_alias(function)
+        for node in ast.walk(function):
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                continue
+            if path := _resolve(node.value, aliases):
+                aliases[node.targets[0].id] = path
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and node.attr in names:
+                path = _resolve(node, aliases)
+                if path is None or len(path) > 2 or path[0] != "self":
+                    yield path or ("", node.attr), node
+
+
+def _self_alias(function: ast.FunctionDef) -> dict[str, Path]:
+    first = function.args.args[:1]
+    return {first[0].arg: ("self",)} if first else {}
+
+
+def _resolve(node: ast.expr, aliases: dict[str, Path]) -> Path | None:
+    path = dotted(node)
+    return (*aliases.get(path[0], (path[0],)), *path[1:]) if path else None
+
+
+def _called(statements: list[ast.stmt]) -> Iterator[str]:
+    """Yield the last names of the functions that statements call."""
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and (path := dotted(node.func)):
+                yield path[-1]
+
+
+def _plain_number(value: object) -> float | None:
+    return float(value) if type(value) is float or type(value) is int else None
+
+
+class _Method:
+    """Follows a method statement by statement, with what is known of its variables."""
+
+    def __init__(
+        self, source: ClassSource, function: ast.FunctionDef, attributes: dict[str, Any]
+    ) -> None:
+        self._source = source
+        self._file = source.file
+        self._function = function
+        self._attributes = attributes
+        self._aliases = _self_alias(function)
+        self._known: dict[str, bool] = {}
+        self._numbers: dict[str, float] = {}
+        # Variables that hold the training flag or its opposite.
+        self._flags: set[str] = set()
+        self._dedented: Counter[int] = Counter()
+        self._spans: list[Span] = []
+        self.eps: list[float | None] = []
+        self.momenta: list[float | None] = []
+        self.always_batch_statistics = False
+        self.obstacle: str | None = None
+
+    def read(self) -> None:
+        self._block(self._function.body)
+
+    @property
+    def edits(self) -> list[Span]:
+        return self._spans + [
+            (start, start + count, b"") for start, count in self._dedented.items()
+        ]
+
+    def _block(self, statements: list[ast.stmt]) -> None:
+        for statement in statements:
+            if isinstance(statement, ast.If):
+                self._if(statement)
+            elif isinstance(statement, (ast.For, ast.While, ast.With)):
+                for part in ast.iter_child_nodes(statement):
+                    if isinstance(part, ast.expr):
+                        self._expression(part)
+                self._block(statement.body)
+            else:
+                self._plain(statement)
+
+    def _plain(self, statement: ast.stmt) -> None:
+        value = getattr(statement, "value", None)
+        if not isinstance(value, ast.expr):
+            return
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+        if isinstance(target, ast.Name):
+            self._assign(target.id, value)
+        else:
+            self._expression(value)
+
+    def _assign(self, name: str, value: ast.expr) -> None:
+        for known in (self._aliases, self._known, self._numbers):
+            known.pop(name, None)
+        path = _resolve(value, self._aliases)
+        if path:
+            self._aliases[name] = path
+        truth = self._truth(value)
+        if truth is not None:
+            self._known[name] = truth
+            if self._is_flag(value):
+                self._flags.add(name)
+                self._spans.append((*self._file.span(value), str(truth).encode()))
+        if (number := self._number(value)) is not None:
+            self._numbers[name] = number
+        if truth is None or not self._is_flag(value):
+            self._expression(value)
+
+    def _if(self, statement: ast.If) -> None:
+        truth = self._truth(statement.test)
+        if truth is None:
+            self._expression(statement.test)
+            before = dict(self._known)
+            for branch in (statement.body, statement.orelse):
+                self._known = dict(before)
+                self._block(branch)
+            assigned = {
+                node.id
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
+            self._known = {name: value for name, value in before.items() if name not in assigned}
+            return
+        chosen, dropped = (statement.body, statement.orelse)[:: 1 if truth else -1]
+        if self._is_flag(statement.test):
+            for name in _called(dropped):
+                if _RANDOM.fullmatch(name):
+                    self._refuse(f"its code does something random in training ({name})")
+        self._keep_branch(statement, chosen)
+        self._block(chosen)
+
+    def _keep_branch(self, statement: ast.If, chosen: list[ast.stmt]) -> None:
+        start, end = self._file.line_span(statement)
+        kept = [node for node in chosen if not isinstance(node, ast.Pass)]
+        if not kept:
+            self._spans.append((start, end, b" " * statement.col_offset + b"pass\n"))
+            return
+        first, last = self._file.line_span(kept[0])[0], self._file.line_span(kept[-1])[1]
+        self._spans += [(start, first, b""), (last, end, b"")]
+        for node in kept:
+            for line in self._file.line_starts(node):
+                self._dedented[line] += _INDENT
+
+    def _truth(self, node: ast.expr) -> bool | None:
+        """Return a condition's value with ``self.training`` taken as False; None if not known."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in self._known:
+            return self._known[node.id]
+        if _resolve(node, self._aliases) == _SELF_TRAINING:
+            return False
+        if isinstance(node, ast.Call) and dotted(node.func) == ("torch", "__not__"):
+            truth = self._truth(node.args[0])
+            return None if truth is None else not truth
+        return None
+
+    def _is_flag(self, node: ast.expr) -> bool:
+        """Return whether an expression is nothing but the training flag or its opposite."""
+        if isinstance(node, ast.Name) and node.id in self._flags:
+            return True
+        if _resolve(node, self._aliases) == _SELF_TRAINING:
+            return True
+        return (
+            isinstance(node, ast.Call)
+            and dotted(node.func) == ("torch", "__not__")
+            and self._is_flag(node.args[0])
+        )
+
+    def _number(self, node: ast.expr) -> float | None:
+        if isinstance(node, ast.Constant):
+            return _plain_number(node.value)
+        if isinstance(node, ast.Name) and node.id in self._numbers:
+            return self._numbers[node.id]
+        path = _resolve(node, self._aliases)
+        if path and len(path) == 2 and path[0] == "self":
+            return _plain_number(self._attributes.get(path[1], self._source.constant(path[1])))
+        return None
+
+    def _expression(self, node: ast.expr) -> None:
+        """Look for calls of `batch_norm`, and for the training flag where it must not be."""
+        if isinstance(node, ast.Call) and (statistics := self._statistics(node)):
+            for place, argument in enumerate(node.args):
+                if place != _TRAINING:
+                    self._expression(argument)
+            self._batch_norm(node, statistics)
+            return
+        if self._is_flag(node):
+            self._refuse("its code uses the training flag for more than normalising")
+            return
+        for part in ast.iter_child_nodes(node):
+            if isinstance(part, ast.expr):
+                self._expression(part)
+
+    def _statistics(self, call: ast.Call) -> list[ast.expr] | None:
+        """Return the arguments that hold the statistics of a `batch_norm`; None for other calls."""
+        path = _resolve(call.func, self._aliases)
+        if path is None or len(call.args) <= _EPS:
+            return None
+        if path == ("torch", "batch_norm"):
+            return call.args[3:5]
+        return call.args[1:3] if _FUNCTIONAL.fullmatch(".".join(path)) else None
+
+    def _batch_norm(self, call: ast.Call, statistics: list[ast.expr]) -> None:
+        if tuple(_resolve(node, self._aliases) for node in statistics) != _STATISTICS:
+            if self._source.annotation("running_mean") == "Tensor":
+                self._refuse("its code normalises with statistics that are not its own")
+            return
+        training = self._truth(call.args[_TRAINING])
+        if training is None:
+            self._refuse("its code decides by more than the training flag")
+        elif training:
+            self.always_batch_statistics = True
+        else:
+            self._spans.append((*self._file.span(call.args[_TRAINING]), b"False"))
+        self.eps.append(self._number(call.args[_EPS]))
+        momentum = self._number(call.args[_MOMENTUM])
+        # What a cumulative average is called with when it is not training.
+        self.momenta.append(momentum or None)
+
+    def _refuse(self, obstacle: str) -> None:
+        self.obstacle = self.obstacle or obstacle

@@ -1,0 +1,224 @@
+"""A TorchScript archive, open: its object tree, and the classes of its objects.
+
+``data.pkl`` holds the object tree: each module is its class (NEWOBJ) and a dict of its attributes
+(BUILD), tensors, child modules and plain values alike. ``code/`` holds the classes. See
+``torch/csrc/jit/docs/serialization.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from frozenbn_cli.containers.source import stream
+from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
+from frozenbn_cli.pickles.reader import read_pickle
+from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
+from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
+from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
+
+__all__ = ["ScriptArchive", "ScriptModule", "find_root", "is_tensor_call", "storage_keys"]
+
+_MAX_MODULES = 200_000
+_MAX_DEPTH = 200
+_MAX_NAME_CHARACTERS = 4096
+_FROZEN = re.compile(r"frozenbn_cli\.nn\.Frozen|(torchvision|timm|detectron2)\..*FrozenBatchNorm")
+STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptModule:
+    """One module object under one of its names.
+
+    Attributes:
+        name: From the root, with dots; empty for the root.
+        value: Its object in the pickle.
+        source: Its class.
+    """
+
+    name: str
+    value: Call
+    source: ClassSource
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        """Its attributes by name."""
+        attributes: dict[str, Value] = self.value.state
+        return attributes
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether it holds running statistics."""
+        return all(is_tensor_call(self.attributes.get(role)) for role in STATISTICS)
+
+    @property
+    def type_name(self) -> str:
+        """The Python class that it was made from."""
+        return type_name_of(self.source.name)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is a frozen BatchNorm, by its class."""
+        return self.has_statistics and _FROZEN.match(self.type_name) is not None
+
+
+def is_tensor_call(value: Value) -> bool:
+    """Return whether a value would become a tensor."""
+    return isinstance(value, Call) and value.function.module == "torch._utils"
+
+
+def storage_keys(value: Value) -> Iterator[str]:
+    """Yield the keys of the storages that a tensor's call refers to."""
+    if isinstance(value, Call) and value.arguments:
+        reference = value.arguments[0]
+        if isinstance(reference, PersistentId) and isinstance(reference.value, tuple):
+            yield str(reference.value[2])
+
+
+class ScriptArchive:
+    """The object tree and the code of an archive; files of code are parsed when they are needed.
+
+    Args:
+        archive: The archive.
+        root: Its one folder, with a slash.
+
+    Raises:
+        DamagedFileError: A record contradicts the format; says where.
+    """
+
+    def __init__(self, archive: ZipArchive, root: str) -> None:
+        self.archive = archive
+        self.root = root
+        self._files: dict[str, CodeFile] = {}
+        self._codes: dict[Value, BatchNormCode] = {}
+        record = f"{root}data.pkl"
+        archive.check(record)
+        with located(f"record {record}"):
+            self.pickle = read_pickle(stream(archive.extent(record)))
+            if not isinstance(self.pickle.value, Call):
+                raise DamagedFileError(expected="a module", found=describe(self.pickle.value))
+        self.modules = tuple(self._walk())
+
+    @property
+    def code_paths(self) -> list[str]:
+        """The files of code, below ``code/``."""
+        prefix = f"{self.root}code/"
+        return [
+            name.removeprefix(prefix)
+            for name in self.archive.records
+            if name.startswith(prefix) and name.endswith(".py")
+        ]
+
+    def text(self, path: str) -> bytes:
+        """Return the text of a file of code."""
+        return self.archive.read(f"{self.root}code/{path}", at_most_bytes=64 << 20)
+
+    def file(self, path: str) -> CodeFile:
+        """Return a file of code, parsed."""
+        if path not in self._files:
+            with located(f"record {self.root}code/{path}"):
+                self._files[path] = CodeFile(path, self.text(path))
+        return self._files[path]
+
+    def class_of(self, value: Value) -> ClassSource | None:
+        """Return the class of a module object; None for any other value.
+
+        Raises:
+            DamagedFileError: The archive does not hold the class.
+        """
+        if not isinstance(value, Call) or not value.is_new or not isinstance(value.state, dict):
+            return None
+        name = _qualified(value.function)
+        if not name.startswith("__torch__.") or name.startswith("__torch__.torch.classes."):
+            return None
+        path = file_of(name)
+        if f"{self.root}code/{path}" not in self.archive.records:
+            raise DamagedFileError(f"the code of {name!a} is missing", expected=f"code/{path}")
+        source = self.file(path).classes.get(name)
+        if source is None:
+            raise DamagedFileError(f"the code of {name!a} is missing", where=(f"code/{path}",))
+        return source if source.is_module else None
+
+    def _walk(self) -> Iterator[ScriptModule]:
+        """Yield every module under each of its names, parents before children."""
+        waiting: list[tuple[str, Value, int]] = [("", self.pickle.value, 0)]
+        count = 0
+        while waiting:
+            name, value, depth = waiting.pop()
+            source = self.class_of(value)
+            if source is None:
+                if not name:
+                    raise DamagedFileError(expected="a module", found=describe(value))
+                continue
+            count += 1
+            if count > _MAX_MODULES or depth > _MAX_DEPTH or len(name) > _MAX_NAME_CHARACTERS:
+                raise DamagedFileError("more modules within each other than any model has")
+            _check_attributes(source, value)
+            yield ScriptModule(name, value, source)
+            prefix = f"{name}." if name else ""
+            children = [
+                (f"{prefix}{child}", part, depth + 1)
+                for child, part in value.state.items()
+                if isinstance(part, Call) and part.is_new
+            ]
+            waiting += reversed(children)
+
+    def batch_norm_code(self, module: ScriptModule) -> BatchNormCode:
+        """Return what a module's class does with `batch_norm`."""
+        # An eps that is no constant of the class differs from object to object.
+        numbers = [item for item in module.attributes.items() if type(item[1]) is float]
+        key = (module.source.name, *numbers)
+        if key not in self._codes:
+            self._codes[key] = read_batch_norm_code(module.source, module.attributes)
+        return self._codes[key]
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether there is what only scripting leaves behind: constants of a class."""
+        sources = {module.source.name: module.source for module in self.modules}
+        return any(
+            source.annotation(name).startswith("Final[")
+            for source in sources.values()
+            for name in source.annotations
+        )
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether `torch.jit.freeze` put the layers into the code."""
+        return len(self.modules) == 1 and any(
+            b"batch_norm" in self.text(path) for path in self.code_paths
+        )
+
+
+def _qualified(name: Global) -> str:
+    return f"{name.module}.{name.name}"
+
+
+def _check_attributes(source: ClassSource, value: Call) -> None:
+    """Refuse an object whose tensors are not where its class says: PyTorch loads it silently."""
+    for name, part in value.state.items():
+        if not isinstance(name, str):
+            raise DamagedFileError("an attribute's name", expected="text", found=describe(name))
+        annotation = source.annotation(name)
+        if not annotation:
+            raise DamagedFileError(f"{source.name} has no attribute {name!a}")
+        if annotation == "Tensor" and not is_tensor_call(part):
+            raise DamagedFileError(
+                f"{source.name}.{name}", expected="a tensor", found=describe(part)
+            )
+
+
+def find_root(archive: ZipArchive) -> str:
+    """Return the one folder of a TorchScript archive, with a slash.
+
+    Raises:
+        UnsupportedFileError: There is none, or several.
+    """
+    roots = {name.partition("/")[0] for name in archive.records}
+    if len(roots) != 1:
+        raise UnsupportedFileError(
+            "a ZIP archive that PyTorch did not write", found=", ".join(sorted(roots)[:3])
+        )
+    return f"{roots.pop()}/"
