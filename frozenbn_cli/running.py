@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -23,6 +24,8 @@ Shape = tuple[int, ...]
 
 _SIZES = (64, 224, 32, 256, 299, 128, 384, 512, 28)
 _SEED = 0
+# What a model raises that does not take its input.
+_FAILURES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, torch.jit.Error)
 
 
 def verify_archive(
@@ -40,48 +43,68 @@ def verify_archive(
         shapes: Of the inputs, one each; found from the first convolution if there are none.
     """
     try:
-        before = _load(original)
-    except RuntimeError as error:
+        found = _find_inputs(lambda: _load(original), shapes)
+    except _FAILURES as error:
         return _not_verified(f"PyTorch cannot load the input here: {_first_line(error)}")
-    try:
-        after = _load(converted)
-    except RuntimeError as error:
-        return Claim("model", "different", f"PyTorch cannot load it: {_first_line(error)}")
-    found = _find_inputs(before, shapes)
     if isinstance(found, str):
         return _not_verified(found)
-    return _compare(after, list(frozen), found)
+    return _compare(original, converted, list(frozen), found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Inputs that a model takes, and what comes out."""
+    """Inputs that a model takes, and what became of it.
+
+    Attributes:
+        inputs: One each.
+        shown: The inputs in words.
+        outputs: The parts of what came out.
+        state: The state dict afterwards, which layers in training mode may have changed.
+    """
 
     inputs: list[Any]
     shown: str
     outputs: list[Any]
+    state: dict[str, Tensor]
 
 
-def _compare(after: Any, frozen: list[str], run: _Run) -> Claim:
-    state = {name: value.clone() for name, value in after.state_dict().items()}
+def _compare(original: Path, converted: Path, frozen: list[str], run: _Run) -> Claim:
     for mode in ("in eval", "with the frozen layers in training mode"):
-        if mode != "in eval":
-            for name in frozen:
-                _submodule(after, name).training = True
-        try:
-            outputs = list(_leaves(_run(after, run.inputs)))
-        except RuntimeError as error:
-            return Claim("model", "different", f"fails {mode}: {_first_line(error)}")
-        if difference := _difference(run.outputs, outputs):
+        if difference := _compare_once(converted, frozen if mode != "in eval" else [], run):
+            if _difference(run.outputs, _outputs(_load(original), run.inputs)):
+                return _not_verified(f"run twice on {run.shown}, the input itself differs")
             return Claim("model", "different", f"{difference} {mode}, on {run.shown}")
-    for name, value in after.state_dict().items():
-        if not same_bits(value, state[name]):
-            return Claim("model", "different", f"{name} changed while it ran")
     detail = f"outputs on {run.shown}, in eval and with the frozen layers in training mode"
     return Claim("model", "equal", detail, len(run.outputs))
 
 
+def _compare_once(converted: Path, in_training: list[str], run: _Run) -> str | None:
+    """Return how the outputs or the state of a model differ from those before, if they do."""
+    try:
+        model = _load(converted)
+        for name in in_training:
+            _submodule(model, name).training = True
+        outputs = _outputs(model, run.inputs)
+    except _FAILURES as error:
+        return f"it fails ({_last_line(error)})"
+    if difference := _difference(run.outputs, outputs):
+        return difference
+    for name, value in model.state_dict().items():
+        if not same_bits(value, run.state[name]):
+            return f"{name} differs after a run"
+    return None
+
+
 def _load(path: Path) -> Any:
+    try:
+        return _load_now(path)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or not _import_torchvision():
+            raise
+        return _load_now(path)
+
+
+def _load_now(path: Path) -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         # PyTorch deprecates TorchScript, which these files are.
         warnings.filterwarnings("ignore", ".*torch.jit.*")
@@ -89,8 +112,17 @@ def _load(path: Path) -> Any:
         return model.eval()
 
 
-def _run(model: Any, inputs: list[Any]) -> Any:
-    """Return the outputs, with neither gradients nor an optimiser that learns from run to run."""
+def _import_torchvision() -> bool:
+    """Import what defines the operators of detection models, if it is installed."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def _outputs(model: Any, inputs: list[Any]) -> list[Any]:
+    """Return what comes out, without an optimiser that changes the model from run to run."""
     with (
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
@@ -100,7 +132,7 @@ def _run(model: Any, inputs: list[Any]) -> Any:
     ):
         warnings.simplefilter("ignore")
         torch.manual_seed(_SEED)
-        return model(*[_copied(value) for value in inputs])
+        return list(_leaves(model(*[_copied(value) for value in inputs])))
 
 
 def _submodule(model: Any, name: str) -> Any:
@@ -116,35 +148,37 @@ def _copied(value: Any) -> Any:
 # Inputs
 
 
-def _find_inputs(model: Any, shapes: Sequence[Shape]) -> _Run | str:
-    """Return inputs that the model takes, with their outputs, or why there are none."""
+def _find_inputs(load: Callable[[], Any], shapes: Sequence[Shape]) -> _Run | str:
+    """Return inputs that a model takes, with what becomes of it, or why there are none."""
+    model = load()
     try:
         arguments = model._c._get_method("forward").schema.arguments[1:]
     except RuntimeError:
         return "it has no method forward"
-    kinds = [str(item.type) for item in arguments if not item.has_default_value()]
-    if shapes:
-        kinds += [str(item.type) for item in arguments[len(kinds) : len(shapes)]]
+    required = [str(item.type) for item in arguments if not item.has_default_value()]
+    kinds = [str(item.type) for item in arguments][: max(len(required), len(shapes))]
     for kind in kinds:
         if kind not in ("Tensor", "List[Tensor]"):
             return f"its forward takes a {kind}"
-    weight = _first_convolution(model)
-    dtype = torch.float32 if weight is None else weight.dtype
+    takes = "an input" if len(kinds) == 1 else f"{len(kinds)} inputs"
     if shapes and len(shapes) != len(kinds):
-        return f"its forward takes {len(kinds)} inputs; give --input-shape for each"
+        return f"its forward takes {takes}; give --input-shape for each"
+    weight = _first_convolution(model)
     if not shapes and (weight is None or len(kinds) != 1):
-        return f"its forward takes {len(kinds)} inputs of unknown shape; give --input-shape"
-    candidates = [tuple(shapes)] if shapes else _candidates(weight)
+        return f"its forward takes {takes} of unknown shape; give --input-shape"
+    dtype = torch.float32 if weight is None else weight.dtype
     reason = ""
-    for candidate in candidates:
+    for candidate in [tuple(shapes)] if shapes else _candidates(weight):
         inputs = _inputs(candidate, kinds, dtype)
         shown = ", ".join("x".join(map(str, shape)) for shape in candidate)
         try:
-            outputs = list(_leaves(_run(model, inputs)))
-        except RuntimeError as error:
+            outputs = _outputs(model, inputs)
+        except _FAILURES as error:
             reason = reason or f"it does not run on {shown}: {_last_line(error)}"
+            model = load()
             continue
-        return _Run(inputs, f"{shown} of {str(dtype).removeprefix('torch.')}", outputs)
+        shown = f"{shown} of {str(dtype).removeprefix('torch.')}"
+        return _Run(inputs, shown, outputs, dict(model.state_dict()))
     advice = "" if shapes else "; give --input-shape"
     return f"{reason}{advice}"
 

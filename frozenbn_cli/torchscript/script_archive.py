@@ -125,10 +125,12 @@ class ScriptArchive:
     def class_of(self, value: Value) -> ClassSource | None:
         """Return the class of a module object; None for any other value.
 
+        A module with a ``__setstate__`` is another value: only its code knows what its state is.
+
         Raises:
             DamagedFileError: The archive does not hold the class.
         """
-        if not isinstance(value, Call) or not value.is_new or not isinstance(value.state, dict):
+        if not isinstance(value, Call) or not value.is_new:
             return None
         name = _qualified(value.function)
         if not name.startswith("__torch__.") or name.startswith("__torch__.torch.classes."):
@@ -139,7 +141,7 @@ class ScriptArchive:
         source = self.file(path).classes.get(name)
         if source is None:
             raise DamagedFileError(f"the code of {name!a} is missing", where=(f"code/{path}",))
-        return source if source.is_module else None
+        return source if source.is_module and not source.restores_itself else None
 
     def _walk(self) -> Iterator[ScriptModule]:
         """Yield every module under each of its names, parents before children."""
@@ -186,10 +188,8 @@ class ScriptArchive:
 
     @property
     def is_folded(self) -> bool:
-        """Whether `torch.jit.freeze` put the layers into the code."""
-        return len(self.modules) == 1 and any(
-            b"batch_norm" in self.text(path) for path in self.code_paths
-        )
+        """Whether it comes from `torch.jit.freeze`, which leaves nothing that could be trained."""
+        return "training" not in self.modules[0].attributes
 
 
 def _qualified(name: Global) -> str:

@@ -188,6 +188,11 @@ class ClassSource:
         """Whether it is a module, rather than an interface, a tuple or a plain class."""
         return [base.id for base in self.node.bases if isinstance(base, ast.Name)] == ["Module"]
 
+    @property
+    def restores_itself(self) -> bool:
+        """Whether it makes its attributes out of a state of its own."""
+        return any(method.name == "__setstate__" for method in self.methods)
+
     def annotation(self, attribute: str) -> str:
         """Return the text of an attribute's type; empty if there is no such attribute."""
         if attribute not in self.annotations:
