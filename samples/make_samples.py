@@ -1,12 +1,17 @@
-"""Train the sample backbone on scikit-learn's digits and save its state dict.
+"""Train the sample backbone on scikit-learn's digits and save it.
 
-    python samples/make_samples.py      # about half a minute; writes samples/digits_backbone.pt
+    python samples/make_samples.py      # about half a minute
+
+It writes samples/digits_backbone.pt, a state dict, and samples/digits_backbone.torchscript.pt.
 
 The same machine and version of PyTorch give the same file, byte for byte.
 """
 
 from __future__ import annotations
 
+import io
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +24,26 @@ from sklearn.model_selection import train_test_split  # type: ignore[import-unty
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from frozenbn_cli.containers.zip_writer import ZipWriter
+
 if TYPE_CHECKING or not __package__:
     from backbone import Backbone
 else:
     from samples.backbone import Backbone
 
-__all__ = ["SAMPLE_PATH", "Digits", "accuracy", "batches", "read_digits", "train", "train_epoch"]
+__all__ = [
+    "SAMPLE_PATH",
+    "SCRIPTED_PATH",
+    "Digits",
+    "accuracy",
+    "batches",
+    "read_digits",
+    "train",
+    "train_epoch",
+]
 
 SAMPLE_PATH = Path(__file__).with_name("digits_backbone.pt")
+SCRIPTED_PATH = Path(__file__).with_name("digits_backbone.torchscript.pt")
 
 SEED = 0
 EPOCHS = 20
@@ -109,14 +126,31 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((model(images).argmax(1) == labels).double().mean())
 
 
+def save_scripted(model: nn.Module, path: Path) -> None:
+    """Save ``model`` as TorchScript, without the records that name the files of its source."""
+    whole = io.BytesIO()
+    with warnings.catch_warnings():
+        # PyTorch deprecates TorchScript, which this sample is one of.
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
+        torch.jit.save(torch.jit.script(model), whole)
+    with zipfile.ZipFile(whole) as archive, path.open("wb") as file:
+        writer = ZipWriter(file)
+        for name in archive.namelist():
+            if not name.endswith(".debug_pkl"):
+                writer.add(name.replace("archive/", f"{path.stem}/", 1), archive.read(name))
+        writer.write_directory()
+
+
 def main() -> None:
     # With one thread, sums are always taken in the same order.
     torch.set_num_threads(1)
     digits = read_digits()
     model = train(digits)
     torch.save(model.state_dict(), SAMPLE_PATH)
+    save_scripted(model, SCRIPTED_PATH)
     print(f"test accuracy {accuracy(model, digits.test_images, digits.test_labels):.2%}")
-    print(f"{SAMPLE_PATH.name}: {SAMPLE_PATH.stat().st_size:,} bytes")
+    for path in (SAMPLE_PATH, SCRIPTED_PATH):
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The committed sample is what the README says it is, and its script still runs."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,16 @@ from frozenbn_cli.nn import FrozenBatchNorm2d
 from samples.backbone import Backbone
 from samples.make_samples import (
     SAMPLE_PATH,
+    SCRIPTED_PATH,
     Digits,
     accuracy,
     batches,
     read_digits,
+    save_scripted,
     train_epoch,
 )
+from tests.archives import assert_freezes, load, records
+from tests.models import assert_same_bits
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,32 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-def test_committed_sample_is_small():
-    assert SAMPLE_PATH.stat().st_size < 1_500_000
+@pytest.mark.parametrize("path", [SAMPLE_PATH, SCRIPTED_PATH])
+def test_committed_sample_is_small(path: Path):
+    assert path.stat().st_size < 1_500_000
+
+
+def test_committed_archive_is_the_sample_and_names_no_folder(
+    state: dict[str, Tensor], digits: Digits, trained: Backbone
+):
+    scripted = load(SCRIPTED_PATH)
+
+    assert_same_bits(dict(scripted.state_dict()), state)
+    assert torch.equal(logits(scripted, digits.test_images), logits(trained, digits.test_images))
+    assert b"site-packages" not in b"".join(records(SCRIPTED_PATH).values())
+
+
+def test_committed_archive_is_frozen(tmp_path: Path, digits: Digits):
+    path = shutil.copy(SCRIPTED_PATH, tmp_path / "a.pt")
+
+    assert_freezes(path, digits.test_images[:2])
+
+
+def test_a_sample_is_scripted_again(tmp_path: Path, trained: Backbone, digits: Digits):
+    save_scripted(trained, tmp_path / "again.pt")
+
+    images = digits.test_images[:2]
+    assert torch.equal(logits(load(tmp_path / "again.pt"), images), logits(trained, images))
 
 
 def test_committed_sample_classifies_digits(trained: Backbone, digits: Digits):
