@@ -143,9 +143,9 @@ def convert(
 ) -> None:
     """Freeze the BatchNorm2d layers of a model file and write the result.
 
-    The result is verified before it gets its name. The input is never changed, and no pickled code
-    in it is executed. A TorchScript archive is rewritten as it lies in the file; to verify the
-    result, it is then run.
+    The result is verified before it gets its name. The input is never changed,
+    and no pickled code in it is executed. A TorchScript archive is rewritten as
+    it lies in the file; to verify the result, it is then run.
     """
     how = ConvertOptions(
         to=to.value if to else None,

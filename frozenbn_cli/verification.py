@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.checkpoints import StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim
-from frozenbn_cli.containers.source import chunks
+from frozenbn_cli.containers.source import ByteSource, Extent, chunks
+from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.nn import FrozenBatchNorm2d
@@ -154,22 +156,28 @@ def verify_contents(
 
 def verify_records(written: Path, script: ScriptArchive, rewriting: Rewriting) -> str | None:
     """Return which record of an archive is not what it was, or should have become, or None."""
-    with open_checkpoint(written) as checkpoint:
-        archive = checkpoint.archive
-        if archive is None:
-            return "it is no archive"
-        for name in script.archive.records.keys() - rewriting.dropped | rewriting.replaced.keys():
-            if name not in archive.records:
-                return f"record {name} is missing"
+    original, replaced = script.archive, rewriting.replaced
+    expected = original.records.keys() - rewriting.dropped | replaced.keys()
+    source = ByteSource(written)
+    try:
+        archive = ZipArchive(source)
+        for name in expected ^ (archive.records.keys() - {record_path(script.root)}):
+            return f"record {name} is {'missing' if name in expected else 'one too many'}"
+        for name in expected:
             found = archive.extent(name)
-            if name in rewriting.replaced:
-                if found.read(0, found.size_bytes) != rewriting.replaced[name]:
-                    return f"record {name} differs"
-            elif any(map(ne, chunks(found), chunks(script.archive.extent(name)))):
+            if name in replaced:
+                is_same = found.read(0, found.size_bytes) == replaced[name]
+            else:
+                is_same = _same_bytes(found, original.extent(name))
+            if not is_same:
                 return f"record {name} differs"
-            elif found.size_bytes != script.archive.extent(name).size_bytes:
-                return f"record {name} has another size"
+    finally:
+        source.close()
     return None
+
+
+def _same_bytes(first: Extent, second: Extent) -> bool:
+    return first.size_bytes == second.size_bytes and not any(map(ne, chunks(first), chunks(second)))
 
 
 def _difference(tensor: Tensor, source: StoredTensor) -> str | None:

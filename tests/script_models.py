@@ -150,7 +150,7 @@ class Mentions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
-            raise ValueError("no __torch__.torch.nn.modules.batchnorm.BatchNorm2d of größe 3")
+            raise ValueError("no __torch__.torch.nn.modules.batchnorm.BatchNorm2d")
         return self.bn(self.conv(x))
 
 

@@ -192,7 +192,7 @@ class TestCases:
         output = assert_freezes(path, IMAGE, frozen={"bn"})
 
         assert load(output).label == "__torch__.torch.nn.modules.batchnorm.BatchNorm2d"
-        assert "no __torch__.torch.nn.modules.batchnorm.BatchNorm2d of gr" in code(output)
+        assert "no __torch__.torch.nn.modules.batchnorm.BatchNorm2d" in code(output)
 
     @BOTH
     def test_freezes_the_root_itself(self, tmp_path: Path, how: str) -> None:
@@ -424,14 +424,17 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda name, text: None if name == BATCH_NORM else text, "the code of"),
-            (lambda name, text: b"" if name == BATCH_NORM else text, "the code of"),
+            (lambda name, text: None if is_layer_code(name) else text, "the code of"),
+            (lambda name, text: b"" if is_layer_code(name) else text, "the code of"),
             (
-                lambda name, text: b"class (" if name == BATCH_NORM else text,
+                lambda name, text: b"class (" if is_layer_code(name) else text,
                 "no code of TorchScript",
             ),
-            (lambda name, text: b"\xff" if name == BATCH_NORM else text, "no code of TorchScript"),
-            (lambda name, text: text + b"\r" if name == BATCH_NORM else text, "control characters"),
+            (lambda name, text: b"\xff" if is_layer_code(name) else text, "no code of TorchScript"),
+            (
+                lambda name, text: text + b"\r" if is_layer_code(name) else text,
+                "control characters",
+            ),
             (
                 lambda name, text: text.replace(b"running_mean : Tensor", b"running_meen : Tensor"),
                 "has no attribute 'running_mean'",
@@ -462,7 +465,9 @@ class TestRefusals:
             assert caught.value.exit_code == 3
 
 
-BATCH_NORM = "code/__torch__/torch/nn/modules/batchnorm.py"
+def is_layer_code(name: str) -> bool:
+    """Whether a record is the code of a layer, whose type may be mangled."""
+    return name.startswith("code/__torch__/torch/nn/modules/batchnorm") and name.endswith(".py")
 
 
 def _add_record(path: Path, name: str, content: bytes) -> None:

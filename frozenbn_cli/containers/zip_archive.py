@@ -63,6 +63,7 @@ class ZipArchive:
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source
+        self._data_starts: dict[str, int] = {}
         directory_start, directory, count = _read_directory(source)
         self.records: dict[str, Record] = {}
         position = 0
@@ -101,9 +102,10 @@ class ZipArchive:
         record = self.records.get(name)
         if record is None:
             raise DamagedFileError(f"record {name!a} is missing from the archive")
-        with located(f"record {name}"):
-            start = _data_start(self.source, record)
-            stored = FileExtent(self.source, start, record.stored_bytes)
+        if name not in self._data_starts:
+            with located(f"record {name}"):
+                self._data_starts[name] = _data_start(self.source, record)
+        stored = FileExtent(self.source, self._data_starts[name], record.stored_bytes)
         return stored if record.method == _STORED else _Inflated(stored, record)
 
     def read(self, name: str, *, at_most_bytes: int = 1 << 20) -> bytes:
@@ -116,8 +118,9 @@ class ZipArchive:
                     expected=f"at most {at_most_bytes:,} bytes",
                     found=f"{extent.size_bytes:,}",
                 )
-        self.check(name)
-        return extent.read(0, extent.size_bytes)
+            content = extent.read(0, extent.size_bytes)
+            check_crc32(self.records[name].crc32, zlib.crc32(content))
+        return content
 
     def check(self, name: str) -> None:
         """Read a record and compare its checksum; a stored checksum of 0 was not computed.
@@ -256,13 +259,14 @@ def _with_zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
 
 
 def _data_start(source: ByteSource, record: Record) -> int:
-    header = source.read(record.header_start, LOCAL.size)
-    fields = LOCAL.unpack(header)
+    encoded = record.name.encode()
+    header = source.read(record.header_start, LOCAL.size + len(encoded))
+    fields = LOCAL.unpack_from(header)
     name_bytes, extra_bytes = int(fields[9]), int(fields[10])
     name_start = record.header_start + LOCAL.size
     if fields[0] != b"PK\3\4" or fields[3] != record.method:
         raise DamagedFileError("no local header", where=(f"byte {record.header_start:,}",))
-    if source.read(name_start, name_bytes) != record.name.encode():
+    if name_bytes != len(encoded) or header[LOCAL.size :] != encoded:
         raise DamagedFileError(
             "the local header names another record", where=(f"byte {name_start:,}",)
         )

@@ -46,21 +46,24 @@ class Pickle:
     classes: set[Global] = field(default_factory=set)
 
 
-def read_pickle(stream: IO[bytes]) -> Pickle:
+def read_pickle(stream: IO[bytes], *, from_torchscript: bool = False) -> Pickle:
     """Read one pickle and leave ``stream`` behind its last byte.
 
     Args:
         stream: Binary, seekable. Its ``read`` must not return more than there is.
+        from_torchscript: Whether TorchScript's own pickler wrote it, which makes enums by calls
+            whose argument is in no tuple.
 
     Raises:
         DamagedFileError: The bytes are no pickle of the known kind; says at which byte.
     """
-    return _Machine(stream).run()
+    return _Machine(stream, has_enums=from_torchscript).run()
 
 
 class _Machine:
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], *, has_enums: bool) -> None:
         self._stream = stream
+        self._has_enums = has_enums
         self._stack: list[Value] = []
         self._marked: list[list[Value]] = []
         self._memo: dict[int, Value] = {}
@@ -234,6 +237,9 @@ class _Machine:
             reference, function = function, function.value[1]
         if not isinstance(function, Global):
             raise self._damaged("a call", expected="of a global", found=describe(function))
+        is_enum = self._has_enums and not is_new and not isinstance(arguments, tuple)
+        if is_enum:
+            arguments = (arguments,)
         if not isinstance(arguments, tuple) or not isinstance(keywords, (dict, type(None))):
             raise self._damaged(
                 "a call", expected="a tuple of arguments", found=describe(arguments)
@@ -241,7 +247,9 @@ class _Machine:
         self._pickle.calls.setdefault(function, self._position)
         if is_new:
             self._pickle.classes.add(function)
-        self._push(Call(function, arguments, keywords, is_new, reference=reference))
+        self._push(
+            Call(function, arguments, keywords, is_new, reference=reference, is_enum=is_enum)
+        )
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]

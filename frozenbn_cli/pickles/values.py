@@ -58,6 +58,7 @@ class Call:
         has_state: Whether there was a BUILD.
         reference: What stands for the function in a legacy stream, which keeps the source text of
             module classes: a persistent id ``('module', class, file, source)``.
+        is_enum: Whether the one argument stood without a tuple, as TorchScript writes enums.
     """
 
     function: Global
@@ -69,6 +70,7 @@ class Call:
     state: Value = None
     has_state: bool = False
     reference: PersistentId | None = None
+    is_enum: bool = False
 
 
 _MAPPINGS = {

@@ -174,7 +174,7 @@ class _Writer:
 
     def _save_call(self, call: Call, depth: int) -> None:
         self.save(call.reference or call.function, depth + 1)
-        self.save(call.arguments, depth + 1)
+        self.save(call.arguments[0] if call.is_enum else call.arguments, depth + 1)
         if call.keywords is not None:
             self.protocol = max(self.protocol, 4)
             self.save(call.keywords, depth + 1)

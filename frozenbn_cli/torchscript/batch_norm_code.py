@@ -75,8 +75,8 @@ def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> Bat
     return code
 
 
-def module_reads(source: ClassSource, names: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
-    """Yield where a class reads one of these attributes of another module, and of which.
+def module_reads(source: ClassSource, name: str) -> Iterator[tuple[Path, Any]]:
+    """Yield where a class reads this attribute of another module, and of which.
 
     Yields:
         The path from ``self`` to the attribute (its first part is not ``self`` where the module
@@ -90,7 +90,7 @@ def module_reads(source: ClassSource, names: tuple[str, ...]) -> Iterator[tuple[
             if path := _resolve(node.value, aliases):
                 aliases[node.targets[0].id] = path
         for node in ast.walk(function):
-            if isinstance(node, ast.Attribute) and node.attr in names:
+            if isinstance(node, ast.Attribute) and node.attr == name:
                 path = _resolve(node, aliases)
                 if path is None or len(path) > 2 or path[0] != "self":
                     yield path or ("", node.attr), node

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
@@ -124,7 +125,7 @@ class _Rewriter:
     def _find_counts_in_use(self, modules: Mapping[int, ScriptModule]) -> None:
         """Note the frozen layers whose count is read by code that stays."""
         for module in modules.values():
-            for path, _ in self._reads(module.source, (_COUNT,)):
+            for path, _ in self._reads(module.source, _COUNT):
                 layer = _follow(module.value, path)
                 # A module from who knows where may be any.
                 found = self._frozen if layer is None else {id(layer)} & self._frozen.keys()
@@ -135,12 +136,13 @@ class _Rewriter:
             if b"." + _COUNT.encode() in edited.text:
                 self._keeps_count.add(key)
 
-    def _reads(
-        self, source: ClassSource, names: tuple[str, ...]
-    ) -> list[tuple[tuple[str, ...], object]]:
-        if not any(name.encode() in source.file.text for name in names):
+    def _reads(self, source: ClassSource, name: str) -> list[tuple[tuple[str, ...], Any]]:
+        """Return where a class reads this attribute of other modules."""
+        start, end = source.file.line_span(source.node)
+        elsewhere = re.compile(rb"(?<!\bself)\." + name.encode() + rb"\b")
+        if not elsewhere.search(source.file.text, start, end):
             return []
-        return list(module_reads(source, names))
+        return list(module_reads(source, name))
 
     def _become(self, module: ScriptModule) -> _Type:
         value, source = module.value, module.source
@@ -156,7 +158,7 @@ class _Rewriter:
                 children.append((attribute, index))
         reads = []
         if not is_frozen:
-            for path, node in self._reads(source, ("training",)):
+            for path, node in self._reads(source, "training"):
                 layer = _follow(value, path)
                 if layer is not None and id(layer) in self._frozen:
                     reads.append(source.file.span(node))

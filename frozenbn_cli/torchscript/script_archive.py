@@ -96,7 +96,7 @@ class ScriptArchive:
         record = f"{root}data.pkl"
         archive.check(record)
         with located(f"record {record}"):
-            self.pickle = read_pickle(stream(archive.extent(record)))
+            self.pickle = read_pickle(stream(archive.extent(record)), from_torchscript=True)
             if not isinstance(self.pickle.value, Call):
                 raise DamagedFileError(expected="a module", found=describe(self.pickle.value))
         self.modules = tuple(self._walk())

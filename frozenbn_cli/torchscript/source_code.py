@@ -120,9 +120,13 @@ class CodeFile:
     def references(self, within: ast.AST, qualified_name: str) -> Iterator[tuple[int, int]]:
         """Yield the place of every reference to a type, strings not among them."""
         wanted = tuple(qualified_name.split("."))
+        beginnings: set[ast.AST] = set()
         for node in ast.walk(within):
-            if isinstance(node, ast.Attribute) and dotted(node) == wanted:
-                yield self.span(node)
+            if isinstance(node, ast.Attribute):
+                # Parents come first: what only begins a longer name is known by now.
+                beginnings.add(node.value)
+                if node not in beginnings and dotted(node) == wanted:
+                    yield self.span(node)
 
 
 def _parse(text: bytes) -> ast.Module:
