@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frozenbn_cli.conversion import ConversionResult as ConversionResult
     from frozenbn_cli.conversion import ConvertOptions as ConvertOptions
-    from frozenbn_cli.conversion import convert_checkpoint as convert_checkpoint
+    from frozenbn_cli.conversion import convert_file as convert_file
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
     from frozenbn_cli.inspection import Inspection as Inspection
-    from frozenbn_cli.inspection import inspect_checkpoint as inspect_checkpoint
+    from frozenbn_cli.inspection import inspect_file as inspect_file
     from frozenbn_cli.loading import load_frozen as load_frozen
     from frozenbn_cli.modules import convert_bn_to_frozen as convert_bn_to_frozen
     from frozenbn_cli.modules import convert_frozen_to_bn as convert_frozen_to_bn
@@ -33,10 +33,10 @@ _HOMES = {
     "Inspection": "inspection",
     "Selection": "selection",
     "convert_bn_to_frozen": "modules",
-    "convert_checkpoint": "conversion",
+    "convert_file": "conversion",
     "convert_frozen_to_bn": "modules",
     "frozen_batch_norm": "nn",
-    "inspect_checkpoint": "inspection",
+    "inspect_file": "inspection",
     "load_frozen": "loading",
     "survey_batch_norms": "modules",
 }

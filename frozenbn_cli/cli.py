@@ -15,9 +15,9 @@ import typer
 from rich.text import Text
 
 from frozenbn_cli import __version__, options
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
-from frozenbn_cli.inspection import Inspection, inspect_checkpoint
+from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.reports.console import (
     ProgressBar,
     make_console,
@@ -95,7 +95,7 @@ def inspect(
     console = make_console(sys.stdout)
     for path in checkpoints:
         try:
-            inspection = inspect_checkpoint(
+            inspection = inspect_file(
                 path,
                 key=key,
                 keep_prefix=keep_prefix,
@@ -172,7 +172,7 @@ def convert(
 
     try:
         with ProgressBar(sys.stderr) as progress:
-            result = convert_checkpoint(checkpoint, output, options=how, progress=progress)
+            result = convert_file(checkpoint, output, options=how, progress=progress)
     except RefusedError as error:
         if error.result is None:
             raise

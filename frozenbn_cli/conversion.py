@@ -42,7 +42,7 @@ from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
-__all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_checkpoint"]
+__all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_file"]
 
 Progress = Callable[[str, int, int], None]
 """Is told the stage, the bytes or layers done, and the total."""
@@ -138,7 +138,7 @@ class ConversionResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def convert_checkpoint(
+def convert_file(
     path: str | Path,
     output: str | Path | None = None,
     *,

@@ -21,7 +21,7 @@ __all__ = [
     "InspectedStateDict",
     "Inspection",
     "Statistics",
-    "inspect_checkpoint",
+    "inspect_file",
 ]
 
 FIRST_DECADE = -5
@@ -109,7 +109,7 @@ class Inspection:
         )
 
 
-def inspect_checkpoint(
+def inspect_file(
     path: str | Path,
     *,
     key: str | None = None,

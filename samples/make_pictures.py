@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from frozenbn_cli import convert_checkpoint
+from frozenbn_cli import convert_file
 from frozenbn_cli.reports.terminal import conversion_report
 
 SAMPLES = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def draw(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(SAMPLES / "digits_backbone.pt", folder)
         os.chdir(folder)
-        result = convert_checkpoint("digits_backbone.pt")
+        result = convert_file("digits_backbone.pt")
         console.print("$ frozenbn convert digits_backbone.pt", style="bold")
         console.print(conversion_report(result, console))
         os.chdir(SAMPLES)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import NothingToFreezeError
 from tests.models import assert_same_bits, leaves, perturb
 
@@ -84,7 +84,7 @@ def code(path: Path) -> str:
 
 
 def convert(path: Path, **options: Any) -> tuple[ConversionResult, Path]:
-    result = convert_checkpoint(path, path.with_suffix(".out"), options=ConvertOptions(**options))
+    result = convert_file(path, path.with_suffix(".out"), options=ConvertOptions(**options))
     return result, result.output_path
 
 
@@ -143,7 +143,7 @@ def assert_freezes(
     _assert_untouched(path, output)
     _assert_saves_again(after, output, inputs)
     with pytest.raises(NothingToFreezeError):
-        convert_checkpoint(output, output.with_suffix(".twice"), options=ConvertOptions(**options))
+        convert_file(output, output.with_suffix(".twice"), options=ConvertOptions(**options))
     return output
 
 

@@ -249,7 +249,7 @@ class TestExitCodes:
         def crash(*_: object, **__: object) -> None:
             raise ZeroDivisionError("oops")
 
-        monkeypatch.setattr(cli, "convert_checkpoint", crash)
+        monkeypatch.setattr(cli, "convert_file", crash)
 
         code, _, err = run_here(capsys, "convert", model)
         assert code == 70
@@ -265,7 +265,7 @@ class TestExitCodes:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "convert_checkpoint", interrupt)
+        monkeypatch.setattr(cli, "convert_file", interrupt)
 
         assert run_here(capsys, "convert", model)[0] == 130
 

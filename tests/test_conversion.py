@@ -13,7 +13,7 @@ import frozenbn_cli
 from frozenbn_cli import outputs, verification
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.claims import Claim
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     DamagedFileError,
     NothingToFreezeError,
@@ -61,7 +61,7 @@ def test_keeps_every_entry_but_the_counts_bit_for_bit(tmp_path: Path, name: str)
     source = save(tmp_path / name, state)
     before = source.read_bytes()
 
-    result = convert_checkpoint(source, tmp_path / "out.safetensors")
+    result = convert_file(source, tmp_path / "out.safetensors")
 
     expected = {name: tensor for name, tensor in state.items() if name not in COUNTS}
     assert_same_entries(load_file(tmp_path / "out.safetensors"), expected)
@@ -73,14 +73,14 @@ def test_keeps_every_entry_but_the_counts_bit_for_bit(tmp_path: Path, name: str)
 def test_writes_beside_the_input_by_default(tmp_path: Path) -> None:
     source = save(tmp_path / "model.v2.pth.tar", small_state())
 
-    result = convert_checkpoint(source)
+    result = convert_file(source)
 
     assert result.output_path == tmp_path / "model.v2.frozen.safetensors"
     assert result.output_path.stat().st_size == result.output_bytes
 
 
 def test_verifies_contents_and_layers_and_says_why_not_the_model(tmp_path: Path) -> None:
-    result = convert_checkpoint(save(tmp_path / "a.pt", small_state()))
+    result = convert_file(save(tmp_path / "a.pt", small_state()))
 
     assert {claim.name: claim.status for claim in result.claims} == {
         "contents": "equal",
@@ -94,7 +94,7 @@ def test_verifies_contents_and_layers_and_says_why_not_the_model(tmp_path: Path)
 def test_metadata_records_the_conversion(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
-    convert_checkpoint(source, options=ConvertOptions(eps=0.1 + 0.2))
+    convert_file(source, options=ConvertOptions(eps=0.1 + 0.2))
 
     output = tmp_path / "a.frozen.safetensors"
     assert metadata(output)["format"] == "pt"
@@ -117,7 +117,7 @@ def test_metadata_records_the_conversion(tmp_path: Path) -> None:
 def test_metadata_says_when_eps_is_assumed_and_nothing_was_verified(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
-    result = convert_checkpoint(source, options=ConvertOptions(verify=False))
+    result = convert_file(source, options=ConvertOptions(verify=False))
 
     record = conversion_record(result.output_path)
     assert record["layers"]["bn1"] == {"eps": 1e-5, "eps_source": "assumed"}
@@ -130,16 +130,16 @@ def test_keeps_the_metadata_of_a_safetensors_input(tmp_path: Path) -> None:
 
     save_file(small_state(), tmp_path / "a.safetensors", metadata={"author": "me"})
 
-    result = convert_checkpoint(tmp_path / "a.safetensors")
+    result = convert_file(tmp_path / "a.safetensors")
 
     assert metadata(result.output_path)["author"] == "me"
 
 
 def test_a_second_conversion_finds_nothing_to_do(tmp_path: Path) -> None:
-    first = convert_checkpoint(save(tmp_path / "a.pt", small_state()))
+    first = convert_file(save(tmp_path / "a.pt", small_state()))
 
     with pytest.raises(NothingToFreezeError) as caught:
-        convert_checkpoint(first.output_path, tmp_path / "again.safetensors")
+        convert_file(first.output_path, tmp_path / "again.safetensors")
 
     assert {plan.reason for plan in caught.value.result.plan.layers} == {"frozen already"}
     assert not (tmp_path / "again.safetensors").exists()
@@ -149,9 +149,9 @@ def test_a_second_conversion_finds_nothing_to_do(tmp_path: Path) -> None:
 def test_layers_that_were_frozen_before_stay_on_record(tmp_path: Path, to: Any) -> None:
     source = save(tmp_path / "a.pt", small_state())
     how = ConvertOptions(to=to, eps=1e-3, selection=Selection.of(include="bn1"))
-    first = convert_checkpoint(source, options=how)
+    first = convert_file(source, options=how)
 
-    second = convert_checkpoint(first.output_path, tmp_path / "b", options=ConvertOptions(eps=1e-4))
+    second = convert_file(first.output_path, tmp_path / "b", options=ConvertOptions(eps=1e-4))
 
     assert [plan.layer.name for plan in second.plan.frozen] == ["bn2"]
     assert conversion_record(second.output_path)["layers"] == {
@@ -163,9 +163,7 @@ def test_layers_that_were_frozen_before_stay_on_record(tmp_path: Path, to: Any) 
 def test_freezes_the_selected_layers_only(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
-    result = convert_checkpoint(
-        source, options=ConvertOptions(selection=Selection.of(exclude="bn2"))
-    )
+    result = convert_file(source, options=ConvertOptions(selection=Selection.of(exclude="bn2")))
 
     assert "bn2.num_batches_tracked" in load_file(result.output_path)
     assert list(conversion_record(result.output_path)["layers"]) == ["bn1"]
@@ -175,13 +173,13 @@ def test_a_pattern_without_effect_is_refused(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
     with pytest.raises(UsageError, match=r"matches no BatchNorm layer.*bn1, bn2"):
-        convert_checkpoint(source, options=ConvertOptions(selection=Selection.of(include="bn9")))
+        convert_file(source, options=ConvertOptions(selection=Selection.of(include="bn9")))
 
 
 def test_layers_of_other_dimensions_are_left_alone(tmp_path: Path) -> None:
     state = small_state() | nested(head={"weight": torch.randn(5, 6)}, last=batch_norm(5))
 
-    result = convert_checkpoint(save(tmp_path / "a.pt", state))
+    result = convert_file(save(tmp_path / "a.pt", state))
 
     (left,) = result.plan.left
     assert (left.layer.name, left.reason) == ("last", "BatchNorm1d, inferred from head.weight")
@@ -191,7 +189,7 @@ def test_layers_of_other_dimensions_are_left_alone(tmp_path: Path) -> None:
 def test_a_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
-    result = convert_checkpoint(source, options=ConvertOptions(dry_run=True))
+    result = convert_file(source, options=ConvertOptions(dry_run=True))
 
     assert result.outcome == "planned"
     assert len(result.plan.frozen) == 2
@@ -201,7 +199,7 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
 def test_says_what_is_no_tensor_and_was_not_written(tmp_path: Path) -> None:
     state: dict[str, Any] = {**small_state(), "bn1._extra_state": {"version": 3}}
 
-    result = convert_checkpoint(save(tmp_path / "a.pt", state))
+    result = convert_file(save(tmp_path / "a.pt", state))
 
     assert list(result.left_out) == ["bn1._extra_state"]
     assert "bn1._extra_state" not in load_file(result.output_path)
@@ -220,7 +218,7 @@ def test_writes_tied_views_and_narrow_dtypes_with_their_values(tmp_path: Path) -
         "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
     }
 
-    result = convert_checkpoint(save(tmp_path / "a.pt", state))
+    result = convert_file(save(tmp_path / "a.pt", state))
 
     expected = {name: entry for name, entry in state.items() if name not in COUNTS}
     expected["conjugate"] = expected["conjugate"].resolve_conj()
@@ -231,7 +229,7 @@ def test_a_dtype_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:
     state = small_state() | {"wide": torch.zeros(2, dtype=torch.complex128)}
 
     with pytest.raises(UnsupportedFileError, match=r"a\.pt, entry 'wide'.*complex128"):
-        convert_checkpoint(save(tmp_path / "a.pt", state))
+        convert_file(save(tmp_path / "a.pt", state))
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -239,14 +237,14 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     state = small_state() | {"lone \ud800 surrogate": torch.zeros(1)}
 
     with pytest.raises(UnsupportedFileError, match="no valid text"):
-        convert_checkpoint(save(tmp_path / "a.legacy", state))
+        convert_file(save(tmp_path / "a.legacy", state))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_converts_models_of_every_floating_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in small_state().items()}
 
-    result = convert_checkpoint(save(tmp_path / "a.pt", state))
+    result = convert_file(save(tmp_path / "a.pt", state))
 
     assert result.claims[1].status == "equal"
     assert load_file(result.output_path)["bn1.weight"].dtype == dtype
@@ -262,7 +260,7 @@ class TestStops:
         with pytest.raises(
             UnhealthyStatisticsError, match="statistics in 1 of 2 BatchNorm layers"
         ) as caught:
-            convert_checkpoint(self.broken(tmp_path))
+            convert_file(self.broken(tmp_path))
 
         assert caught.value.exit_code == 1
         assert [plan.layer.name for plan in caught.value.result.plan.broken] == ["bn1"]
@@ -271,12 +269,10 @@ class TestStops:
     def test_unless_they_are_excluded(self, tmp_path: Path) -> None:
         options = ConvertOptions(selection=Selection.of(exclude="bn1"))
 
-        assert convert_checkpoint(self.broken(tmp_path), options=options).outcome == "converted"
+        assert convert_file(self.broken(tmp_path), options=options).outcome == "converted"
 
     def test_unless_forced(self, tmp_path: Path) -> None:
-        result = convert_checkpoint(
-            self.broken(tmp_path), options=ConvertOptions(force_unhealthy=True)
-        )
+        result = convert_file(self.broken(tmp_path), options=ConvertOptions(force_unhealthy=True))
 
         assert len(result.plan.frozen) == 2
         assert result.claims[1].status == "equal"
@@ -285,7 +281,7 @@ class TestStops:
         state = small_state()
         del state["bn1.running_var"]
 
-        result = convert_checkpoint(
+        result = convert_file(
             save(tmp_path / "a.pt", state), options=ConvertOptions(force_unhealthy=True)
         )
 
@@ -297,11 +293,11 @@ class TestStops:
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
 
         with pytest.raises(UnhealthyStatisticsError):
-            convert_checkpoint(save(tmp_path / "a.pt", model.state_dict()))
+            convert_file(save(tmp_path / "a.pt", model.state_dict()))
 
     def test_a_file_without_batch_norm(self, tmp_path: Path) -> None:
         with pytest.raises(NothingToFreezeError, match="no BatchNorm in it"):
-            convert_checkpoint(save(tmp_path / "a.pt", {"fc.weight": torch.zeros(2, 2)}))
+            convert_file(save(tmp_path / "a.pt", {"fc.weight": torch.zeros(2, 2)}))
 
     def test_an_output_that_exists(self, tmp_path: Path) -> None:
         target = tmp_path / "out.safetensors"
@@ -309,10 +305,10 @@ class TestStops:
         source = save(tmp_path / "a.pt", small_state())
 
         with pytest.raises(UsageError, match="exists already"):
-            convert_checkpoint(source, target)
+            convert_file(source, target)
 
         assert target.read_text() == "precious"
-        assert convert_checkpoint(source, target, options=ConvertOptions(force=True)).output_bytes
+        assert convert_file(source, target, options=ConvertOptions(force=True)).output_bytes
 
     @pytest.mark.parametrize("link", [False, True])
     def test_an_output_that_is_the_input(self, tmp_path: Path, link: bool) -> None:
@@ -321,7 +317,7 @@ class TestStops:
         target.symlink_to(source) if link else (target := source)
 
         with pytest.raises(UsageError, match="is the input"):
-            convert_checkpoint(source, target, options=ConvertOptions(force=True))
+            convert_file(source, target, options=ConvertOptions(force=True))
 
     def test_an_output_that_is_a_shard_of_the_input(self, tmp_path: Path) -> None:
         shard = save(tmp_path / "m.safetensors", small_state())
@@ -329,7 +325,7 @@ class TestStops:
         (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
 
         with pytest.raises(UsageError, match="is the input"):
-            convert_checkpoint(tmp_path, shard, options=ConvertOptions(force=True))
+            convert_file(tmp_path, shard, options=ConvertOptions(force=True))
 
     def test_options_that_make_no_sense(self) -> None:
         for options in ({"to": "onnx"}, {"eps": -1.0}, {"eps": float("nan")}):
@@ -341,23 +337,23 @@ class TestStops:
         (tmp_path / "a.frozen.safetensors").touch()
 
         with pytest.raises(UsageError, match="exists already"):
-            convert_checkpoint(source, options=ConvertOptions(dry_run=True))
+            convert_file(source, options=ConvertOptions(dry_run=True))
 
     def test_a_name_that_safetensors_reserves(self, tmp_path: Path) -> None:
         state = small_state() | {"__metadata__": torch.ones(1)}
 
         with pytest.raises(UnsupportedFileError, match="keeps the entry name"):
-            convert_checkpoint(save(tmp_path / "a.pt", state))
+            convert_file(save(tmp_path / "a.pt", state))
 
     def test_a_tensor_that_cannot_be_written(self, tmp_path: Path) -> None:
         state = small_state() | {"graph": torch.eye(3).to_sparse()}
 
         with pytest.raises(UnsupportedFileError, match=r"entry 'graph': a sparse tensor"):
-            convert_checkpoint(save(tmp_path / "a.pt", state))
+            convert_file(save(tmp_path / "a.pt", state))
 
     def test_an_output_without_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="folder does not exist"):
-            convert_checkpoint(save(tmp_path / "a.pt", small_state()), tmp_path / "no" / "out")
+            convert_file(save(tmp_path / "a.pt", small_state()), tmp_path / "no" / "out")
 
     def test_a_record_whose_checksum_does_not_match(self, tmp_path: Path) -> None:
         source = save(tmp_path / "a.pt", small_state())
@@ -367,7 +363,7 @@ class TestStops:
         source.write_bytes(content)
 
         with pytest.raises(DamagedFileError, match=r"a\.pt, record .*checksum"):
-            convert_checkpoint(source)
+            convert_file(source)
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -381,7 +377,7 @@ class TestLeavesNothingBehind:
         monkeypatch.setattr(outputs.SafetensorsWriter, "write", full)
 
         with pytest.raises(OutputError, match="No space left"):
-            convert_checkpoint(source)
+            convert_file(source)
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
     @pytest.mark.parametrize("stage", ["writing", "comparing", "running"])
@@ -393,7 +389,7 @@ class TestLeavesNothingBehind:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            convert_checkpoint(source, progress=interrupt)
+            convert_file(source, progress=interrupt)
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
     @pytest.mark.parametrize("claim", ["contents", "layers"])
@@ -405,7 +401,7 @@ class TestLeavesNothingBehind:
         monkeypatch.setattr(verification, f"verify_{claim}", lambda *_: different)
 
         with pytest.raises(VerificationError, match="bn1: outputs differ") as caught:
-            convert_checkpoint(source)
+            convert_file(source)
 
         assert caught.value.result.outcome == "different"
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
@@ -421,7 +417,7 @@ class TestLeavesNothingBehind:
         monkeypatch.setattr(outputs.SafetensorsWriter, "write", flipping)
 
         with pytest.raises(VerificationError, match="contents"):
-            convert_checkpoint(save(tmp_path / "a.pt", small_state()))
+            convert_file(save(tmp_path / "a.pt", small_state()))
 
     def test_when_the_final_header_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -439,7 +435,7 @@ class TestLeavesNothingBehind:
         monkeypatch.setattr(outputs.SafetensorsWriter, "finish", forgetting)
 
         with pytest.raises(VerificationError, match="record"):
-            convert_checkpoint(save(tmp_path / "a.pt", small_state()))
+            convert_file(save(tmp_path / "a.pt", small_state()))
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -449,14 +445,14 @@ def test_tells_how_far_it_has_come(tmp_path: Path) -> None:
     def note(stage: str, done: int, total: int) -> None:
         seen[stage] = (done, total)
 
-    convert_checkpoint(save(tmp_path / "a.pt", small_state()), progress=note)
+    convert_file(save(tmp_path / "a.pt", small_state()), progress=note)
 
     assert list(seen) == ["writing", "comparing", "running"]
     assert all(done == total for done, total in seen.values())
 
 
 def test_result_times_its_stages(tmp_path: Path) -> None:
-    result: ConversionResult = convert_checkpoint(save(tmp_path / "a.pt", small_state()))
+    result: ConversionResult = convert_file(save(tmp_path / "a.pt", small_state()))
 
     assert set(result.seconds) == {"plan", "write", "verify"}
     assert replace(result, seconds={}).seconds == {}

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.inspection import inspect_checkpoint
+from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.selection import Selection
 from tests.files import batch_norm, nested, save, small_state
 
 
 def test_tells_what_a_file_is(tmp_path: Path) -> None:
-    found = inspect_checkpoint(save(tmp_path / "a.pt", small_state()))
+    found = inspect_file(save(tmp_path / "a.pt", small_state()))
 
     (part,) = found.state_dicts
     assert (found.kind, found.container) == ("state dict", "PyTorch ZIP")
@@ -29,7 +29,7 @@ def test_summarises_the_statistics_of_each_layer(tmp_path: Path) -> None:
     entries["running_mean"] = torch.arange(9.0) - 4
     entries["running_var"] = torch.tensor([0, 9e-6, 2e-5, 3e-3, 0.5, 1, 9, 10, 1e6])
 
-    found = inspect_checkpoint(save(tmp_path / "a.pt", nested(bn=entries)))
+    found = inspect_file(save(tmp_path / "a.pt", nested(bn=entries)))
 
     statistics = found.state_dicts[0].statistics["bn"]
     assert statistics.mean == (-4, 4)
@@ -41,7 +41,7 @@ def test_summarises_statistics_that_are_broken(tmp_path: Path) -> None:
     entries = batch_norm(3)
     entries["running_var"] = torch.tensor([math.nan, math.inf, -1])
 
-    found = inspect_checkpoint(save(tmp_path / "a.pt", nested(bn=entries)))
+    found = inspect_file(save(tmp_path / "a.pt", nested(bn=entries)))
 
     statistics = found.state_dicts[0].statistics["bn"]
     assert all(math.isnan(bound) for bound in statistics.variance)
@@ -54,7 +54,7 @@ def test_a_layer_without_half_its_statistics_has_no_summary(tmp_path: Path, lost
     entries = batch_norm(3)
     del entries[lost]
 
-    found = inspect_checkpoint(save(tmp_path / "a.pt", nested(bn=entries)))
+    found = inspect_file(save(tmp_path / "a.pt", nested(bn=entries)))
 
     assert not found.state_dicts[0].statistics
     assert found.has_errors
@@ -63,19 +63,19 @@ def test_a_layer_without_half_its_statistics_has_no_summary(tmp_path: Path, lost
 def test_several_state_dicts_are_all_shown_or_the_one_asked_for(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", {"model": small_state(), "ema": small_state(), "epoch": 3})
 
-    both = inspect_checkpoint(path)
-    one = inspect_checkpoint(path, key="ema")
+    both = inspect_file(path)
+    one = inspect_file(path, key="ema")
 
     assert [part.key for part in both.state_dicts] == ["model", "ema"]
     assert [part.key for part in one.state_dicts] == ["ema"]
     with pytest.raises(UsageError, match=r"a\.pt: no state dict at key 'emma'.*'model', 'ema'"):
-        inspect_checkpoint(path, key="emma")
+        inspect_file(path, key="emma")
 
 
 def test_shows_what_options_would_change(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", small_state())
 
-    found = inspect_checkpoint(path, eps=1e-3, selection=Selection.of(exclude="bn2"))
+    found = inspect_file(path, eps=1e-3, selection=Selection.of(exclude="bn2"))
 
     plan = found.state_dicts[0].plan
     assert plan.layers[0].layer.eps.value == 1e-3
@@ -98,7 +98,7 @@ def test_reads_statistics_and_never_the_weights(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ByteSource, "read", counting)
-        inspect_checkpoint(path)
+        inspect_file(path)
 
     assert read < 200_000 < state["conv.weight"].nbytes
 

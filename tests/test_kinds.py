@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from frozenbn_cli import ConvertOptions, convert_checkpoint
+from frozenbn_cli import ConvertOptions, convert_file
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.checkpoints.likeness import likeness
 from frozenbn_cli.errors import (
@@ -23,7 +23,7 @@ from frozenbn_cli.errors import (
     UnsupportedFileError,
     UsageError,
 )
-from frozenbn_cli.inspection import inspect_checkpoint
+from frozenbn_cli.inspection import inspect_file
 from tests.files import State, batch_norm, nested, save, small_state
 from tests.models import perturb
 
@@ -72,7 +72,7 @@ def training_checkpoint(**state_dicts: Any) -> dict[str, Any]:
 
 
 def layers(path: Path, **options: Any) -> dict[str, Any]:
-    (part,) = inspect_checkpoint(path, **options).state_dicts
+    (part,) = inspect_file(path, **options).state_dicts
     return {plan.layer.name: plan for plan in part.plan.layers}
 
 
@@ -84,8 +84,8 @@ class TestTrainingCheckpoints:
     ) -> None:
         path = save(tmp_path / f"a.{suffix}", training_checkpoint(**{key: small_state()}))
 
-        found = inspect_checkpoint(path)
-        result = convert_checkpoint(path)
+        found = inspect_file(path)
+        result = convert_file(path)
 
         assert found.kind == "training checkpoint"
         assert found.state_dicts[0].key == key
@@ -98,17 +98,15 @@ class TestTrainingCheckpoints:
     def test_at_any_depth(self, tmp_path: Path) -> None:
         deep = {"a": {"b": {"ema": {"module": small_state()}}}}
 
-        assert inspect_checkpoint(save(tmp_path / "a.pt", deep)).state_dicts[0].key == (
-            "a.b.ema.module"
-        )
+        assert inspect_file(save(tmp_path / "a.pt", deep)).state_dicts[0].key == ("a.b.ema.module")
 
     def test_several_are_named_and_asked_for(self, tmp_path: Path) -> None:
         other = {name: tensor + 1 for name, tensor in small_state().items()}
         path = save(tmp_path / "a.pt", training_checkpoint(model=small_state(), model_ema=other))
 
         with pytest.raises(UsageError, match=r"'model', 'model_ema'\. Choose one with --key"):
-            convert_checkpoint(path)
-        result = convert_checkpoint(path, options=ConvertOptions(key="model_ema"))
+            convert_file(path)
+        result = convert_file(path, options=ConvertOptions(key="model_ema"))
 
         assert torch.equal(load_file(result.output_path)["fc.weight"], other["fc.weight"])
         assert result.key == "model_ema"
@@ -117,7 +115,7 @@ class TestTrainingCheckpoints:
         head = {"fc.weight": torch.ones(2, 2)}
         path = save(tmp_path / "a.pt", {"backbone": small_state(), "head": head})
 
-        result = convert_checkpoint(path)
+        result = convert_file(path)
 
         assert result.key == "backbone"
         assert result.beside == {"head": "a dict of 1"}
@@ -132,7 +130,7 @@ class TestTrainingCheckpoints:
     def test_what_was_left_is_named_on_the_way_to_the_weights(self, tmp_path: Path) -> None:
         deep = {"run": {"net": small_state(), "optimizer": {}, "note": "x"}, "epoch": 3}
 
-        result = convert_checkpoint(save(tmp_path / "a.pt", deep))
+        result = convert_file(save(tmp_path / "a.pt", deep))
 
         assert list(result.beside) == ["epoch", "run.optimizer", "run.note"]
 
@@ -140,7 +138,7 @@ class TestTrainingCheckpoints:
         state = small_state()
         listed = {"models": [state, {"fc.weight": torch.ones(2, 2)}], "best": state}
 
-        parts = inspect_checkpoint(save(tmp_path / "a.pt", listed)).state_dicts
+        parts = inspect_file(save(tmp_path / "a.pt", listed)).state_dicts
 
         assert [part.key for part in parts] == ["models.0", "best"]
 
@@ -148,32 +146,30 @@ class TestTrainingCheckpoints:
         head = {"fc.weight": torch.ones(2, 2)}
         path = save(tmp_path / "a.pt", {"loss": torch.ones(1), "net": small_state(), "head": head})
 
-        assert inspect_checkpoint(path, key="head").state_dicts[0].entries == 1
+        assert inspect_file(path, key="head").state_dicts[0].entries == 1
         with pytest.raises(UsageError, match=r"There are 'net', 'head'\."):
-            inspect_checkpoint(path, key="tail")
+            inspect_file(path, key="tail")
 
     def test_without_any_batch_norm_the_largest_is_shown(self, tmp_path: Path) -> None:
         plain = {"a.weight": torch.ones(2), "b.weight": torch.ones(2)}
         path = save(tmp_path / "a.pt", {"loss": torch.ones(1), "model": plain})
 
-        assert inspect_checkpoint(path).state_dicts[0].key == "model"
+        assert inspect_file(path).state_dicts[0].key == "model"
 
     def test_a_sparse_tensor_is_no_obstacle_to_looking(self, tmp_path: Path) -> None:
         sparse = torch.eye(3).to_sparse()
         beside = save(tmp_path / "a.pt", {"net": small_state(), "extra": {"graph": sparse}})
         within = save(tmp_path / "b.pt", {**small_state(), "graph": sparse})
 
-        convert_checkpoint(beside)
-        assert dict(inspect_checkpoint(within).state_dicts[0].unsupported) == {
-            "graph": "a sparse tensor"
-        }
+        convert_file(beside)
+        assert dict(inspect_file(within).state_dicts[0].unsupported) == {"graph": "a sparse tensor"}
 
     def test_long_keys_cost_no_memory(self, tmp_path: Path) -> None:
         key = "k" * 1_000_000
         nested_keys = {key: {f"{index}": {"x": {}} for index in range(3000)}, "net": small_state()}
 
         tracemalloc.start()
-        inspect_checkpoint(save(tmp_path / "a.pt", nested_keys))
+        inspect_file(save(tmp_path / "a.pt", nested_keys))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 
@@ -183,17 +179,15 @@ class TestTrainingCheckpoints:
         cyclic: dict[str, Any] = {"model": small_state()}
         cyclic["self"] = cyclic
 
-        keys = [
-            part.key for part in inspect_checkpoint(save(tmp_path / "a.pt", cyclic)).state_dicts
-        ]
+        keys = [part.key for part in inspect_file(save(tmp_path / "a.pt", cyclic)).state_dicts]
 
         assert keys[0] == "model"
 
     def test_nothing_of_the_kind(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedFileError, match="expected a state dict, a training"):
-            inspect_checkpoint(save(tmp_path / "a.pt", {"epoch": 3}))
+            inspect_file(save(tmp_path / "a.pt", {"epoch": 3}))
         with pytest.raises(UnsupportedFileError, match="found a list of 1"):
-            inspect_checkpoint(save(tmp_path / "b.pt", [3]))
+            inspect_file(save(tmp_path / "b.pt", [3]))
 
 
 class TestWrapperPrefixes:
@@ -202,7 +196,7 @@ class TestWrapperPrefixes:
     def test_are_taken_off_and_said_so(self, tmp_path: Path, prefix: str, suffix: str) -> None:
         wrapped = {prefix + name: tensor for name, tensor in small_state().items()}
 
-        result = convert_checkpoint(save(tmp_path / f"a.{suffix}", wrapped))
+        result = convert_file(save(tmp_path / f"a.{suffix}", wrapped))
 
         assert result.prefix == prefix
         assert "fc.weight" in load_file(result.output_path)
@@ -212,7 +206,7 @@ class TestWrapperPrefixes:
         wrapped = {f"module.{name}": tensor for name, tensor in small_state().items()}
         path = save(tmp_path / "a.pt", wrapped)
 
-        result = convert_checkpoint(path, options=ConvertOptions(keep_prefix=True))
+        result = convert_file(path, options=ConvertOptions(keep_prefix=True))
 
         assert result.prefix == ""
         assert "module.fc.weight" in load_file(result.output_path)
@@ -221,7 +215,7 @@ class TestWrapperPrefixes:
         mixed = {f"module.{name}": tensor for name, tensor in small_state().items()}
         mixed["head.weight"] = torch.ones(2, 2)
 
-        assert convert_checkpoint(save(tmp_path / "a.pt", mixed)).prefix == ""
+        assert convert_file(save(tmp_path / "a.pt", mixed)).prefix == ""
 
 
 class TestPickledModules:
@@ -231,7 +225,7 @@ class TestPickledModules:
         path = save(tmp_path / f"a.{suffix}", block)
 
         plans = layers(path)
-        found = inspect_checkpoint(path)
+        found = inspect_file(path)
 
         assert found.kind == f"pickled module ({__name__}.Block)"
         assert found.foreign_names == {}
@@ -262,7 +256,7 @@ class TestPickledModules:
                 assert checkpoint.entries[name].read() == tensor.numpy().tobytes(), name
 
     def test_eps_goes_into_the_metadata_as_read(self, tmp_path: Path) -> None:
-        result = convert_checkpoint(save(tmp_path / "a.pt", model()))
+        result = convert_file(save(tmp_path / "a.pt", model()))
 
         with open_checkpoint(result.output_path) as written:
             record = json.loads(written.metadata["frozenbn.conversion"])
@@ -272,7 +266,7 @@ class TestPickledModules:
         path = save(tmp_path / "a.pt", model())
 
         with pytest.raises(UsageError, match="the file holds that of every layer"):
-            convert_checkpoint(path, options=ConvertOptions(eps=1e-3))
+            convert_file(path, options=ConvertOptions(eps=1e-3))
 
     def test_a_class_that_does_not_exist_is_no_obstacle(self, tmp_path: Path, block: Block) -> None:
         path = save(tmp_path / "a.pt", block)
@@ -281,7 +275,7 @@ class TestPickledModules:
             for name in old.namelist():
                 new.writestr(name, old.read(name).replace(b"test_kinds", b"test_gone1"))
 
-        assert inspect_checkpoint(renamed).kind == "pickled module (tests.test_gone1.Block)"
+        assert inspect_file(renamed).kind == "pickled module (tests.test_gone1.Block)"
 
     @pytest.mark.parametrize("eps", [torch.tensor(1e-3), "1e-3", -1.0, float("nan"), 10**400])
     def test_an_eps_that_is_no_number_is_unknown(self, tmp_path: Path, eps: Any) -> None:
@@ -293,7 +287,7 @@ class TestPickledModules:
     def test_a_wrapped_module_loses_its_prefix(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.pt", nn.DataParallel(model()))
 
-        (part,) = inspect_checkpoint(path).state_dicts
+        (part,) = inspect_file(path).state_dicts
 
         assert part.prefix == "module."
         assert [plan.layer.eps.source for plan in part.plan.layers] == ["read"]
@@ -316,7 +310,7 @@ class TestFrozenAlready:
 
         assert {plan.reason for plan in layers(path).values()} == {"frozen already"}
         with pytest.raises(NothingToFreezeError):
-            convert_checkpoint(path)
+            convert_file(path)
 
     def test_layers_of_timm(self, tmp_path: Path) -> None:
         timm = pytest.importorskip("timm")
@@ -337,7 +331,7 @@ class TestFrozenAlready:
         assert layers(path)["1"].reason == "frozen already"
 
     def test_layers_of_ours(self, tmp_path: Path) -> None:
-        first = convert_checkpoint(save(tmp_path / "a.pt", model()))
+        first = convert_file(save(tmp_path / "a.pt", model()))
 
         plan = layers(first.output_path)["1"]
 
@@ -369,8 +363,8 @@ class TestShards:
         folder.mkdir()
         state = self.shards(folder)
 
-        found = inspect_checkpoint(folder / named)
-        result = convert_checkpoint(folder / named)
+        found = inspect_file(folder / named)
+        result = convert_file(folder / named)
 
         assert found.container == "safetensors in 2 shards"
         assert found.size_bytes == sum(
@@ -385,14 +379,14 @@ class TestShards:
         (tmp_path / "m-2.safetensors").unlink()
 
         with pytest.raises(InputError, match=r"shard m-2\.safetensors: cannot be read"):
-            inspect_checkpoint(tmp_path)
+            inspect_file(tmp_path)
 
     def test_a_missing_entry_is_named(self, tmp_path: Path) -> None:
         self.shards(tmp_path)
         save_file({"other": torch.ones(1)}, tmp_path / "m-2.safetensors")
 
         with pytest.raises(DamagedFileError, match=r"is not in shard m-2"):
-            inspect_checkpoint(tmp_path)
+            inspect_file(tmp_path)
 
     @pytest.mark.parametrize("shard", ["../m.safetensors", "m.pt", 3, "a/b.safetensors"])
     def test_an_index_that_leads_elsewhere_is_refused(self, tmp_path: Path, shard: Any) -> None:
@@ -400,18 +394,18 @@ class TestShards:
         index.write_text(json.dumps({"weight_map": {"a": shard}}))
 
         with pytest.raises(DamagedFileError, match="expected names of"):
-            inspect_checkpoint(index)
+            inspect_file(index)
 
     @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": []}', '{"a":' * 5000])
     def test_other_json_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "a.json").write_text(text)
 
         with pytest.raises(InputError):
-            inspect_checkpoint(tmp_path / "a.json")
+            inspect_file(tmp_path / "a.json")
 
     def test_a_folder_without_an_index_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"is a folder: expected one index .* found none"):
-            inspect_checkpoint(tmp_path)
+            inspect_file(tmp_path)
 
 
 class TestToTorch:
@@ -425,9 +419,7 @@ class TestToTorch:
             "empty": torch.zeros(0, 3),
         }
 
-        result = convert_checkpoint(
-            save(tmp_path / name, state), options=ConvertOptions(to="torch")
-        )
+        result = convert_file(save(tmp_path / name, state), options=ConvertOptions(to="torch"))
 
         assert result.output_path.name.endswith(".frozen.pt")
         assert [claim.status for claim in result.claims][:2] == ["equal", "equal"]
@@ -445,9 +437,7 @@ class TestToTorch:
         shared = torch.randn(4, 6)
         state = small_state() | {"a": shared, "b": shared, "turned": shared.t(), "row": shared[1]}
 
-        result = convert_checkpoint(
-            save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch")
-        )
+        result = convert_file(save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch"))
 
         loaded = torch.load(result.output_path, weights_only=True)
         assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
@@ -457,9 +447,7 @@ class TestToTorch:
     def test_holds_dtypes_that_safetensors_lacks(self, tmp_path: Path) -> None:
         state = small_state() | {"wide": torch.randn(3, dtype=torch.complex128).conj()}
 
-        result = convert_checkpoint(
-            save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch")
-        )
+        result = convert_file(save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch"))
 
         loaded = torch.load(result.output_path, weights_only=True)
         assert torch.equal(loaded["wide"], state["wide"].resolve_conj())
@@ -468,9 +456,7 @@ class TestToTorch:
         number = torch.randn(3, dtype=torch.complex64)
         state = small_state() | {"z": number, "conjugate": number.conj()}
 
-        result = convert_checkpoint(
-            save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch")
-        )
+        result = convert_file(save(tmp_path / "a.pt", state), options=ConvertOptions(to="torch"))
 
         loaded = torch.load(result.output_path, weights_only=True)
         assert torch.equal(loaded["z"], number)
@@ -479,7 +465,7 @@ class TestToTorch:
     def test_keeps_the_versions_of_modules_but_not_of_frozen_ones(self, tmp_path: Path) -> None:
         source = save(tmp_path / "a.pt", model().state_dict())
 
-        result = convert_checkpoint(source, options=ConvertOptions(to="torch"))
+        result = convert_file(source, options=ConvertOptions(to="torch"))
 
         loaded = torch.load(result.output_path, weights_only=True)
         assert loaded._metadata["0"] == {"version": 1}
@@ -487,16 +473,14 @@ class TestToTorch:
         assert model().state_dict()._metadata["1"] == {"version": 2}
 
     def test_carries_its_record_and_is_frozen_already(self, tmp_path: Path) -> None:
-        first = convert_checkpoint(
-            save(tmp_path / "a.pt", model()), options=ConvertOptions(to="torch")
-        )
+        first = convert_file(save(tmp_path / "a.pt", model()), options=ConvertOptions(to="torch"))
 
         assert layers(first.output_path)["1"].reason == "frozen already"
         with pytest.raises(NothingToFreezeError):
-            convert_checkpoint(first.output_path)
+            convert_file(first.output_path)
 
     def test_records_are_stored_and_aligned(self, tmp_path: Path) -> None:
-        result = convert_checkpoint(
+        result = convert_file(
             save(tmp_path / "a.pt", small_state()), options=ConvertOptions(to="torch")
         )
 
@@ -511,7 +495,7 @@ class TestToTorch:
         source = save(tmp_path / "a.pt", small_state())
 
         first, second = (
-            convert_checkpoint(source, tmp_path / name, options=ConvertOptions(to="torch"))
+            convert_file(source, tmp_path / name, options=ConvertOptions(to="torch"))
             for name in ("one", "two")
         )
 
@@ -523,7 +507,7 @@ class TestOtherKinds:
         path = tmp_path / "a.pt2"
         torch.export.save(torch.export.export(model().eval(), (torch.ones(1, 3, 4, 4),)), path)
 
-        assert inspect_checkpoint(path).kind == "exported program (torch.export)"
+        assert inspect_file(path).kind == "exported program (torch.export)"
 
     @pytest.mark.parametrize(
         ("head", "looks"),
@@ -548,7 +532,7 @@ class TestOtherKinds:
 
         assert likeness(head).startswith(looks)
         with pytest.raises(UnsupportedFileError, match="expected a file that PyTorch") as caught:
-            inspect_checkpoint(tmp_path / "a.pth")
+            inspect_file(tmp_path / "a.pth")
         assert caught.value.exit_code == 3
 
     def test_a_download_that_was_cut_off_says_so(self, tmp_path: Path) -> None:
@@ -556,7 +540,7 @@ class TestOtherKinds:
         path.write_bytes(path.read_bytes()[:-300])
 
         with pytest.raises(DamagedFileError, match="truncated, or its download did not finish"):
-            inspect_checkpoint(path)
+            inspect_file(path)
 
 
 class Payload:
@@ -577,8 +561,8 @@ class TestForeignNames:
         state: dict[str, Any] = {**small_state(), "x": Payload(os.system, f"touch {marker}")}
         path = save(tmp_path / "a.pt", state)
 
-        found = inspect_checkpoint(path)
-        convert_checkpoint(path)
+        found = inspect_file(path)
+        convert_file(path)
 
         assert found.foreign_names == {"posix.system": True}
         assert found.has_errors
@@ -587,7 +571,7 @@ class TestForeignNames:
     def test_a_name_that_is_not_called_would_still_be_imported(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.pt", {**small_state(), "x": argparse.ArgumentParser})
 
-        found = inspect_checkpoint(path)
+        found = inspect_file(path)
 
         assert found.foreign_names == {"argparse.ArgumentParser": False}
         assert not found.has_errors
@@ -597,6 +581,6 @@ class TestForeignNames:
     ) -> None:
         block.hook = Payload(eval, "1 + 1")  # type: ignore[assignment]
 
-        found = inspect_checkpoint(save(tmp_path / "a.pt", block))
+        found = inspect_file(save(tmp_path / "a.pt", block))
 
         assert found.foreign_names == {"__builtin__.eval": True}

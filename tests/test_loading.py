@@ -6,7 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from frozenbn_cli import FrozenBatchNorm2d, convert_checkpoint, load_frozen
+from frozenbn_cli import FrozenBatchNorm2d, convert_file, load_frozen
 from frozenbn_cli.conversion import ConvertOptions
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, UsageError
 from frozenbn_cli.metadata import METADATA_KEY
@@ -27,7 +27,7 @@ def model(eps: float = 1e-5) -> nn.Sequential:
 
 def converted(tmp_path: Path, source: nn.Module, **options: object) -> Path:
     path = save(tmp_path / "a.pt", source.state_dict())
-    return convert_checkpoint(path, options=ConvertOptions(**options)).output_path  # type: ignore[arg-type]
+    return convert_file(path, options=ConvertOptions(**options)).output_path  # type: ignore[arg-type]
 
 
 def outputs(network: nn.Module) -> torch.Tensor:

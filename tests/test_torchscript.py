@@ -27,7 +27,7 @@ from frozenbn_cli.errors import (
     UsageError,
     VerificationError,
 )
-from frozenbn_cli.inspection import inspect_checkpoint
+from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from tests.archives import (
@@ -302,7 +302,7 @@ class TestPartialFreezing:
 
         second = assert_freezes(first, image, frozen={"listed.1", "named.b n", "named.a"})
 
-        eps = inspect_checkpoint(second).state_dicts[0].plan.layers
+        eps = inspect_file(second).state_dicts[0].plan.layers
         assert all(plan.layer.frozen_already for plan in eps)
         assert sum(name.endswith("FrozenBatchNorm2d") for name in types(second).values()) == 6
         found = json.loads(records(second)["extra/frozenbn.conversion.json"])

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["frozenbn_cli", "pickletools"]):
     from frozenbn_cli.checkpoints import open_checkpoint
     from frozenbn_cli.containers import fingerprint, zip_archive
     from frozenbn_cli.errors import FrozenBNError
-    from frozenbn_cli.inspection import inspect_checkpoint
+    from frozenbn_cli.inspection import inspect_file
 
 # Otherwise the checksums of ZIP records would stop nearly every input at the door.
 zip_archive.check_crc32 = fingerprint.check_crc32 = lambda *_: None
@@ -36,7 +36,7 @@ def test_one_input(content: bytes) -> None:
     os.write(descriptor, content)
     os.close(descriptor)
     try:
-        inspect_checkpoint(_FILE)
+        inspect_file(_FILE)
         with open_checkpoint(_FILE) as checkpoint:
             checkpoint.fingerprint()
             for part in checkpoint.state_dicts:

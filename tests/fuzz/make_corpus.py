@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from frozenbn_cli import ConvertOptions, convert_checkpoint
+from frozenbn_cli import ConvertOptions, convert_file
 from tests.files import batch_norm, nested, save
 
 
@@ -21,9 +21,9 @@ def write_corpus(folder: Path) -> None:
         save(folder / f"zip{protocol}.pt", state, pickle_protocol=protocol)
         save(folder / f"stream{protocol}.legacy", state, pickle_protocol=protocol)
     save(folder / "a.safetensors", state)
-    convert_checkpoint(folder / "a.safetensors", folder / "frozen.safetensors")
+    convert_file(folder / "a.safetensors", folder / "frozen.safetensors")
     how = ConvertOptions(to="torch")
-    convert_checkpoint(folder / "a.safetensors", folder / "frozen.pt", options=how)
+    convert_file(folder / "a.safetensors", folder / "frozen.pt", options=how)
     module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     save(folder / "module.pt", module)
     save(folder / "module.legacy", module)
