@@ -102,7 +102,7 @@ def find_batch_norms(
         facts = state_dict.layers.get(name, LayerFacts())
         read = unknown if facts.eps is None else Eps(facts.eps, "read")
         channels = _channels(tensors, facts)
-        dims, source = _dims_of_class(facts.type_name), None
+        dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
         if dims is None:
             dims, source = weights.dims_around(name, channels)
         layers.append(

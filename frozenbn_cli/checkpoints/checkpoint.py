@@ -36,6 +36,7 @@ class LayerFacts:
         obstacle: Why that code cannot be frozen; None if it can.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         shares_with: The layers that it shares tensors with, where they stay shared in the output.
+        spatial_dims: 2 for BatchNorm2d, where something tells that its class does not.
     """
 
     type_name: str | None = None
@@ -47,6 +48,7 @@ class LayerFacts:
     obstacle: str | None = None
     always_batch_statistics: bool = False
     shares_with: frozenset[str] = frozenset()
+    spatial_dims: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ def _header(inspection: Inspection, console: Console) -> Text:
     header.append(printable(inspection.path), "bold")
     facts = [printable(inspection.kind), inspection.container, size_text(inspection.size_bytes)]
     facts.append(f"{inspection.seconds:.2f} s")
+    if inspection.model:
+        facts.append(f"model {printable(inspection.model)}")
     header.append("\n" + f" {dot} ".join(facts))
     return header
 
@@ -172,6 +174,7 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
 
 def _notes(part: InspectedStateDict) -> list[RenderableType]:
     lines = left_alone_lines(part.plan, part.prefix)
+    lines += [Text(f"does not fit the model: {printable(text)}") for text in part.misfits]
     if part.left_out:
         lines.append(Text(f"no tensors: {named(_described(part.left_out), 5)}"))
     if part.unsupported:
@@ -201,6 +204,8 @@ def _what_convert_would_do(inspection: Inspection) -> str:
     if not candidates or not candidates[0].plan.selected:
         return f"convert: would find nothing to freeze. {inspection.advice}".rstrip()
     plan = candidates[0].plan
+    if candidates[0].misfits:
+        return "convert: would refuse, since the file does not fit the model."
     if plan.broken:
         unhealthy = f"{len(plan.broken)} of {counted(len(plan.layers), 'layer')}"
         if plan.forceable:

@@ -16,6 +16,7 @@ from frozenbn_cli.plan import LayerPlan, Plan
 from frozenbn_cli.reports.console import printable, symbol
 
 __all__ = [
+    "by_reason_lines",
     "counted",
     "eps_cell",
     "finding_lines",
@@ -188,16 +189,21 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
     """Return a line for each reason for which layers are left alone, and one on the prefix."""
-    by_reason: dict[str, list[str]] = {}
-    for item in plan.left:
-        by_reason.setdefault(item.reason or "", []).append(item.layer.name)
-    lines: list[RenderableType] = [
-        Text(f"left alone: {named(names)}: {printable(reason)}")
-        for reason, names in by_reason.items()
-    ]
+    reasons = {item.layer.name: item.reason or "" for item in plan.left}
+    lines = by_reason_lines("left alone", reasons)
     if prefix:
         lines.append(Text(f"taken off every name: {printable(prefix)} (--keep-prefix keeps it)"))
     return lines
+
+
+def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[RenderableType]:
+    """Return a line for each reason, with the layers that it concerns."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        Text(f"{title}: {named(names)}: {printable(reason)}") for reason, names in by_reason.items()
+    ]
 
 
 def named(names: Iterable[str], at_most: int = 3) -> str:
