@@ -12,6 +12,9 @@ __all__ = ["Claim", "ClaimName", "Difference", "Measure", "Verdict", "verdict"]
 ClaimName = Literal["contents", "layers", "model"]
 Verdict = Literal["passed", "failed", "not verified"]
 
+# Beyond these they say nothing; between 1 and -1 lie two thousand millions.
+_FEW_ULPS = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
@@ -66,7 +69,7 @@ class Difference:
         if found := self.measure:
             if found.differing:
                 verb = "differs" if found.differing == 1 else "differ"
-                ulps = f" ({found.ulps:,} ULP)" if found.ulps is not None else ""
+                ulps = f" ({found.ulps:,} ULP)" if found.ulps and found.ulps <= _FEW_ULPS else ""
                 parts.append(
                     f"{found.differing:,} of {found.elements:,} elements {verb}, "
                     f"by up to {found.absolute:.3g}{ulps}"

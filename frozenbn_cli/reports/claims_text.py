@@ -51,21 +51,30 @@ def evidence(claims: Iterable[Claim], console: Console) -> list[RenderableType]:
 def _evidence(claim: Claim, console: Console) -> list[RenderableType]:
     measured = [item for item in claim.differences if item.measure and item.measure.differing]
     others = [item for item in claim.differences if item.problem]
-    parts: list[RenderableType] = [Text(f"{claim.name} differ", "bold red")]
+    parts: list[RenderableType] = [Text(claim.name, "bold red")]
     if others:
         parts.append(_indented(_problems(others)))
     if measured:
         parts.append(_indented(_measures(measured, console)))
     if claim.begins:
         parts.append(_indented(Text(printable(claim.begins))))
-    if claim.smallest_atol is not None:
-        line = f"would pass with --atol {claim.smallest_atol:.3g}"
-        if claim.smallest_rtol is not None:
-            line += f", or with --rtol {claim.smallest_rtol:.3g}"
-        parts.append(_indented(Text(line)))
-    else:
-        parts.append(_indented(Text("would pass with no tolerance")))
+    parts.append(_indented(Text(_remedy(claim))))
     return parts
+
+
+def _remedy(claim: Claim) -> str:
+    """Return which tolerance would do; rounded up, so that it really does."""
+    if claim.smallest_atol is None:
+        return "no tolerance would let it pass"
+    line = f"would pass with --atol {_rounded_up(claim.smallest_atol)}"
+    if claim.smallest_rtol is not None:
+        line += f", or with --rtol {_rounded_up(claim.smallest_rtol)}"
+    return line
+
+
+def _rounded_up(value: float) -> str:
+    text = f"{value:.3g}"
+    return text if float(text) >= value else f"{value * 1.005:.3g}"
 
 
 def _indented(content: RenderableType) -> Padding:
@@ -76,7 +85,12 @@ def _problems(differences: Sequence[Difference]) -> Text:
     by_problem: dict[str, list[str]] = {}
     for item in differences:
         by_problem.setdefault(item.problem, []).append(item.place)
-    lines = [f"{printable(problem)}: {named(names)}" for problem, names in by_problem.items()]
+    lines = []
+    for problem, names in by_problem.items():
+        if len(names) == 1:
+            lines.append(f"{printable(names[0])}: {printable(problem)}")
+        else:
+            lines.append(f"{printable(problem)}: {named(names)}")
     return Text("\n".join(lines))
 
 
@@ -108,7 +122,7 @@ def _facts(measure: Measure, console: Console) -> list[tuple[str, str]]:
             f"{measure.after:.9g}){ulps}",
         ),
         ("relative", f"{measure.relative:.6g} at {_index(measure.relative_index)}"),
-        ("mean, 99 %", f"{measure.mean:.6g}, {measure.percentile_99:.6g}"),
+        ("mean", f"{measure.mean:.6g}, 99th percentile {measure.percentile_99:.6g}"),
     ]
 
 

@@ -16,7 +16,7 @@ from frozenbn_cli.containers.source import ByteSource, Extent, chunks
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary
+from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
 
 __all__ = ["Progress", "verify_contents", "verify_records"]
@@ -55,12 +55,10 @@ def verify_contents(
     detail = f"{len(expected):,} entries, {total:,} bytes"
     if kept := sorted(added & set(may_have)):
         detail += f"; beside them {', '.join(kept[:3])}" + (", …" if len(kept) > 3 else "")
-    if not differences:
-        return Claim("contents", "equal", detail, len(expected))
-    said = summary(differences, len(expected), "entries")
     if all(item.tolerated for item in differences):
-        said = f"{detail}, {tolerance}: {said}"
-        return Claim("contents", "equal", said, len(expected), tuple(differences))
+        detail += tolerated_text(differences, tolerance, "entries")
+        return Claim("contents", "equal", detail, len(expected), tuple(differences))
+    said = summary(differences, len(names | expected.keys()), "entries")
     return Claim("contents", "different", said, len(expected), tuple(differences))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from frozenbn_cli.claims import Difference, Measure
 from frozenbn_cli.errors import UsageError
 
-__all__ = ["EXACT", "Tolerance", "compare", "same_bits", "summary"]
+__all__ = ["EXACT", "Tolerance", "compare", "same_bits", "summary", "tolerated_text"]
 
 _ORDERED = {
     torch.float64: torch.int64,
@@ -140,8 +140,14 @@ def _measure(
         relative_index=_index(worst_relative, before.shape),
         ulps=_ulps(before, after, same),
         mean=float(gap.mean()),
-        percentile_99=float(gap.kthvalue(max(math.ceil(0.99 * gap.numel()), 1)).values),
+        percentile_99=_percentile(gap, 0.99),
     )
+
+
+def _percentile(gap: Tensor, part: float) -> float:
+    place = max(math.ceil(part * gap.numel()), 1)
+    zeros = gap.numel() - int(gap.count_nonzero())
+    return 0.0 if place <= zeros else float(gap.kthvalue(place).values)
 
 
 def _index(flat: int, shape: Iterable[int]) -> tuple[int, ...]:
@@ -176,9 +182,22 @@ def _ordered(tensor: Tensor) -> Tensor:
     return torch.where(wide < 0, lowest - wide, wide)
 
 
-def summary(differences: list[Difference], total: int, noun: str) -> str:
-    """Return one line on differences in ``total`` places, the first one in words."""
+def summary(differences: Sequence[Difference], total: int, noun: str) -> str:
+    """Return one line on differences in some of ``total`` places, the first of them in words."""
     first = next((item for item in differences if not item.tolerated), differences[0])
     if len(differences) == 1:
         return str(first)
     return f"{len(differences):,} of {total:,} {noun} differ, the first is {first}"
+
+
+def tolerated_text(differences: Sequence[Difference], tolerance: Tolerance, noun: str) -> str:
+    """Return one line on differences that are all within a tolerance; empty if there are none."""
+    if not differences:
+        return ""
+    largest = max(item.measure.absolute if item.measure else 0.0 for item in differences)
+    problems = dict.fromkeys(item.problem for item in differences if item.problem)
+    parts = [
+        f", {tolerance}: {len(differences):,} {noun} differ, by up to {largest:.3g}",
+        *problems,
+    ]
+    return ", ".join(parts)

@@ -13,7 +13,7 @@ from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, Difference, Verdict, verdict
-from frozenbn_cli.errors import FrozenBNError, located
+from frozenbn_cli.errors import located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
@@ -46,7 +46,7 @@ class VerificationResult:
         key: Where in the original the state dict stands; empty if it is the whole file.
         plan: The layers of the original, findings, and which should be frozen.
         frozen: The layers that the converted file froze, with the eps of each.
-        live: Why BatchNorm layers of the converted file are live, by name.
+        live: Why BatchNorm layers of the original were not to be frozen, by name.
         tolerance: Within which values were called equal.
         claims: Contents, layers, model.
         seconds: The time of each stage.
@@ -151,8 +151,8 @@ class _Verification:
             plan=plan,
             frozen=frozen,
             live={
-                item.layer.name: item.reason or "left live"
-                for item in plan.layers
+                item.layer.name: item.reason or ""
+                for item in plan.left
                 if item.layer.name not in frozen and not item.layer.frozen_already
             },
             tolerance=self._tolerance,
@@ -250,12 +250,7 @@ class _Verification:
             after = original_loader(self._after, converted, options)
         else:
             after = frozen_loader(blank_loader(self._before, original, options), written, frozen)
-        try:
-            return verify_model(before, after, frozen, options, self._tolerance)
-        except FrozenBNError as error:
-            # The original fits the model, or this would have been said before.
-            problem = Difference("the converted file", str(error))
-            return Claim("model", "different", str(problem), differences=(problem,))
+        return verify_model(before, after, frozen, options, self._tolerance)
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -336,7 +331,7 @@ def _with_live(claim: Claim, unexpected: list[Difference], silent: list[str], co
             unexpected = [*claim.differences, *unexpected]
         said = summary(unexpected, max(count, len(unexpected)), "layers")
         if not count:
-            said = f"no layer is frozen in the converted file; {said}"
+            said = f"no layer of the original is frozen in the converted file; {said}"
         return Claim("layers", "different", said, count, tuple(unexpected))
     if silent and claim.status == "equal":
         reason = (

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frozenbn_cli.errors import DependencyError, InputError, located
+from frozenbn_cli.live_models import first_line
 from frozenbn_cli.verification.options import RunOptions
 
 __all__ = ["Inputs", "candidate_inputs", "dtype_of"]
@@ -214,7 +215,7 @@ def _value(path: Path) -> Any:
         raise InputError(f"cannot be read ({error.strerror or error})") from error
     except (SafetensorError, UnpicklingError, zipfile.BadZipFile, EOFError, *_DAMAGE) as error:
         raise InputError(
-            f"cannot be read ({str(error).splitlines()[0]})",
+            f"cannot be read ({first_line(error)})",
             advice="Save tensors alone, with numpy.savez, safetensors or torch.save.",
         ) from error
     if not any(True for _ in _tensors(value)):
@@ -235,16 +236,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_numpy(path: Path) -> Any:
     try:
         numpy = importlib.import_module("numpy")
     except ImportError as error:
         raise DependencyError(
-            "reading .npz needs NumPy, which is not installed",
+            f"reading {path.suffix} needs NumPy, which is not installed",
             advice="Install it with `pip install numpy`, or save the inputs as .safetensors.",
         ) from error
-    with numpy.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name].copy()) for name in arrays.files}
+    with path.open("rb") as file:
+        loaded = numpy.load(file, allow_pickle=False)
+        if isinstance(loaded, numpy.ndarray):
+            return torch.from_numpy(loaded)
+        with loaded as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 def _read_torch(path: Path) -> Any:
@@ -252,7 +257,8 @@ def _read_torch(path: Path) -> Any:
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".npz": _read_npz,
+    ".npz": _read_numpy,
+    ".npy": _read_numpy,
     ".safetensors": load_file,
     ".pt": _read_torch,
     ".pth": _read_torch,

@@ -12,7 +12,7 @@ from frozenbn_cli.batch_norm import BatchNorm, Eps
 from frozenbn_cli.claims import Claim, Difference
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.verification.contents import Progress
-from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary
+from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
 
 __all__ = ["verify_layers"]
@@ -61,12 +61,10 @@ def verify_layers(
 def _claim(
     differences: list[Difference], unrunnable: str, count: int, detail: str, tolerance: Tolerance
 ) -> Claim:
-    tolerated = all(item.tolerated for item in differences)
-    if differences:
+    if not all(item.tolerated for item in differences):
         said = summary(differences, count, "layers")
-        if not tolerated:
-            return Claim("layers", "different", said, count, tuple(differences))
-        detail = f"{detail}, {tolerance}: {said}"
+        return Claim("layers", "different", said, count, tuple(differences))
+    detail += tolerated_text(differences, tolerance, "layers")
     if unrunnable:
         return Claim("layers", "not verified", unrunnable)
     if not count:

@@ -21,7 +21,7 @@ class RunOptions:
         model: Returns a new module, of the architecture that the file belongs to; None where the
             file itself holds all of the model, or nothing is to be run.
         input_shapes: Of the inputs, one each; found from the first convolution if there are none.
-        inputs: A file of inputs instead: .npz, .safetensors or .pt.
+        inputs: A file of inputs instead: .npz, .npy, .safetensors or .pt.
         seed: Of the first random inputs.
         runs: On how many random inputs; each has a seed of its own.
         trust: Load pickled modules, which executes code in the file, and run archives also where

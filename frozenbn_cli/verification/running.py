@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.claims import Claim, Difference
-from frozenbn_cli.errors import FrozenBNError
+from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models import first_line, foreign_code, last_line
-from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, same_bits, summary
+from frozenbn_cli.verification.differences import (
+    EXACT,
+    Tolerance,
+    compare,
+    same_bits,
+    summary,
+    tolerated_text,
+)
 from frozenbn_cli.verification.inputs import Inputs, candidate_inputs, dtype_of
 from frozenbn_cli.verification.options import RunOptions
 
@@ -201,6 +208,9 @@ class _Comparison:
                     differences = self._differences(_load(self.after), in_training)
             except _ModelError as error:
                 differences = [Difference("the converted model", f"fails ({error.last})")]
+            except UsageError as error:
+                # The original fits the model, or this would have been said before.
+                differences = [Difference("the converted file", error.what)]
             if _matter(differences):
                 return self._different(differences, mode, in_training)
             self._tolerated = self._tolerated or differences
@@ -236,7 +246,7 @@ class _Comparison:
         count = len(self.runs[0].outputs)
         said = f"{summary(differences, count, 'outputs')}, {mode}, on {shown}"
         begins = ""
-        with contextlib.suppress(_ModelError):
+        with contextlib.suppress(_ModelError, UsageError):
             begins = self._begins(in_training) or ""
         return Claim("model", "different", said, count, tuple(differences), begins)
 
@@ -251,9 +261,7 @@ class _Comparison:
             if begins := self._begins(self.frozen):
                 return Claim("model", "different", begins, len(outputs), begins=begins)
             detail += f"; those of the {len(self.frozen):,} frozen layers are equal"
-        if self._tolerated:
-            count = len(outputs)
-            detail += f", {self.tolerance}: {summary(self._tolerated, count, 'outputs')}"
+        detail += tolerated_text(self._tolerated, self.tolerance, "outputs")
         return Claim("model", "equal", detail, len(outputs), tuple(self._tolerated))
 
     def _shown(self) -> str:
@@ -280,8 +288,9 @@ class _Comparison:
             expected = _watched(before, self.frozen, run.inputs)
             found = _watched(after, self.frozen, run.inputs)
             for place, (first, second) in enumerate(zip(expected, found, strict=False)):
-                if said := _step_difference(first, second, self.tolerance):
-                    return f"{said} (layer {place + 1:,} of {len(expected):,} in the order of run)"
+                which = f"layer {place + 1:,} of {len(expected):,} in running order"
+                if said := _step_difference(first, second, which, self.tolerance):
+                    return said
         return None
 
 
@@ -320,13 +329,13 @@ def _watched(model: nn.Module, names: list[str], inputs: Inputs) -> list[_Step]:
     return steps
 
 
-def _step_difference(first: _Step, second: _Step, tolerance: Tolerance) -> str | None:
+def _step_difference(first: _Step, second: _Step, which: str, tolerance: Tolerance) -> str | None:
     if first.name != second.name:
-        return f"{second.name} runs where {first.name} did"
-    if found := _untolerated(f"the input of {first.name}", first.input, second.input, tolerance):
-        return f"begins before {first.name}: {found}"
-    if found := _untolerated(f"the output of {first.name}", first.output, second.output, tolerance):
-        return f"begins in {first.name}, whose input is equal: {found}"
+        return f"{second.name} runs where {first.name} did ({which})"
+    if found := _untolerated("its input", first.input, second.input, tolerance):
+        return f"begins before {first.name} ({which}): {found}"
+    if found := _untolerated("its output", first.output, second.output, tolerance):
+        return f"begins in {first.name} ({which}), whose input is equal: {found}"
     return None
 
 
