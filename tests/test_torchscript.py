@@ -570,6 +570,46 @@ class TestVerification:
         assert self.model_claim(path, trust=True)[0] == "equal"
         assert marker.exists()
 
+    @pytest.mark.parametrize(
+        "call",
+        [
+            'getattr(torch, "save")(x0, path)',
+            'getattr(torch, "\\163ave")(x0, path)',
+            "t = torch; t.save(x0, path)",
+            "s = torch.save; s(x0, path)",
+            "ops.aten.save(x0, path)",
+            "o = ops; o.aten.save(x0, path)",
+            "o = ops.aten; o.save(x0, path)",
+            'getattr(getattr(ops, "aten"), "save")(x0, path)',
+        ],
+    )
+    def test_code_that_writes_files_is_found_however_it_says_so(
+        self, tmp_path: Path, call: str
+    ) -> None:
+        marker = tmp_path / "written"
+        path = self.path(tmp_path, Writing(str(marker)))
+
+        def disguised(name: str, content: bytes) -> bytes:
+            lines = "\n    ".join(call.split("; "))
+            return content.replace(b"torch.save(x0, path)", lines.encode())
+
+        rewrite_records(path, disguised)
+        load(path)(IMAGE)
+        assert marker.exists()
+        marker.unlink()
+
+        assert self.model_claim(path)[0] == "not verified"
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("text", ["o = __torch__.torch.classes.acme", "o = __torch__"])
+    def test_code_that_hides_a_class_is_found(self, tmp_path: Path, text: str) -> None:
+        path = self.path(tmp_path, Writing(str(tmp_path / "written")))
+        rewrite_records(
+            path, lambda _, content: content.replace(b"torch.save(x0, path)", text.encode())
+        )
+
+        assert f"its code has {text[4:]};" in self.model_claim(path)[1]
+
     def test_code_that_runs_when_it_is_loaded_is_found_too(self, tmp_path: Path) -> None:
         marker = tmp_path / "written"
         path = self.path(tmp_path, Chain(nn.BatchNorm2d(4), WritingWhenLoaded(str(marker))))
