@@ -228,8 +228,23 @@ def _leaves(output: Any) -> Iterator[Any]:
         yield f"keys {list(output)}"
         for part in output.values():
             yield from _leaves(part)
+    elif isinstance(output, Tensor):
+        yield from _plain_tensors(output)
     else:
         yield output
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Any]:
+    """Yield what a tensor holds as tensors whose bits can be looked at, and of which kind it is."""
+    if tensor.is_quantized:
+        yield f"quantized as {tensor.dtype}"
+        yield tensor.int_repr()
+        yield tensor.dequantize()
+    elif tensor.layout != torch.strided:
+        yield f"laid out as {tensor.layout}"
+        yield tensor.to_dense()
+    else:
+        yield tensor.resolve_conj().resolve_neg()
 
 
 def _difference(before: list[Any], after: list[Any]) -> str | None:

@@ -330,6 +330,21 @@ class Forgets(nn.BatchNorm2d):
         return x * 2
 
 
+class OddOutputs(nn.Module):
+    """Outputs whose bits do not lie in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.bn(self.conv(x))
+        turned = torch.conj(torch.view_as_complex(torch.stack([x, x * 2], -1)))
+        quantized = torch.quantize_per_tensor(x, 0.1, 3, torch.quint8)
+        return [x.relu().to_sparse(), turned, turned.imag, quantized, x[:0]]
+
+
 class Sized(nn.Module):
     """A model that takes images of one size."""
 

@@ -67,6 +67,7 @@ from tests.script_models import (
     NeverRun,
     NormAndRelu,
     NormTwice,
+    OddOutputs,
     Reading,
     ScaledElsewhere,
     Several,
@@ -609,6 +610,11 @@ class TestVerification:
         )
 
         assert f"its code has {text[4:]};" in self.model_claim(path)[1]
+
+    def test_compares_outputs_of_every_layout(self, tmp_path: Path) -> None:
+        status, detail = self.model_claim(self.path(tmp_path, OddOutputs()))
+
+        assert (status, detail.partition(",")[0]) == ("equal", "outputs on 1x3x64x64 of float32")
 
     def test_code_that_runs_when_it_is_loaded_is_found_too(self, tmp_path: Path) -> None:
         marker = tmp_path / "written"
