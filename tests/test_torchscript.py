@@ -50,18 +50,21 @@ from tests.models import assert_same_bits, build, perturb
 from tests.script_models import (
     KEYWORDS,
     AddsNoise,
+    AsksAgain,
     BehindInterface,
     Borrows,
     Chain,
     Containers,
     Counting,
     CountingOne,
+    CountsTurns,
     DecidesByWeight,
     Detector,
     Dimensions,
     DropsToo,
     Fixed,
     Forgets,
+    Hooked,
     LargeNumbers,
     Mentions,
     NeverRun,
@@ -70,15 +73,18 @@ from tests.script_models import (
     OddOutputs,
     Reading,
     ScaledElsewhere,
+    SetsItsFlag,
     Several,
     Sized,
     Suppressing,
     TakesText,
     TwoInputs,
+    UsesStatistics,
     Views,
     Writing,
     WritingWhenLoaded,
     keywords,
+    phrases,
 )
 
 HOWS = ["scripted", "traced"]
@@ -108,6 +114,9 @@ CASES: dict[str, tuple[Any, set[str]]] = {
     "dropout and nested outputs": (Detector, {"bn"}),
     "a layer that never runs": (NeverRun, {"bn", "unused"}),
     "names that are keywords": (keywords, set(KEYWORDS)),
+    "names with keywords in them": (phrases, {"named.from scratch", "named.a-lambda"}),
+    "loops that go by what they assign": (lambda: Chain(CountsTurns(4)), {"rest.0"}),
+    "branches that come to nothing": (lambda: Chain(AsksAgain(4)), {"rest.0"}),
 }
 
 
@@ -263,6 +272,7 @@ class TestWhatCodeReads:
             (lambda: DecidesByWeight(4), "decides by more than the training flag"),
             (lambda: Borrows(4), "statistics that are not its own"),
             (lambda: Forgets(4), "does not call batch_norm with its own statistics"),
+            (lambda: SetsItsFlag(4), "its code sets the training flag"),
         ],
     )
     def test_what_cannot_be_folded_is_left_alone(
@@ -276,6 +286,32 @@ class TestWhatCodeReads:
         assert (plain.action, odd.action) == ("freeze", "leave")
         assert reason in (odd.reason or "")
         assert types(output)["rest.0"] == types(path)["rest.0"]
+
+    def test_layers_that_other_code_can_change_are_left_alone(self, tmp_path: Path) -> None:
+        path = make("scripted", UsesStatistics(), tmp_path / "a.pt")
+
+        output = assert_freezes(path, IMAGE, frozen={"by_its_flag", "switched_off"})
+
+        layers = inspect_file(path).state_dicts[0].plan.layers
+        assert {plan.layer.name: plan.reason for plan in layers if plan.reason} == {
+            "by_another_flag": "other code normalises with its statistics by another flag",
+            "switched": "other code sets its training flag",
+        }
+        trained = load(output).train()
+        before = {name: value.clone() for name, value in trained.named_buffers()}
+        run(trained, (IMAGE,))
+        assert_same_bits(
+            {name: value for name, value in trained.named_buffers() if "_its_" in name},
+            {name: value for name, value in before.items() if "_its_" in name},
+        )
+
+    def test_layers_with_forward_hooks_are_left_alone(self, tmp_path: Path) -> None:
+        path = make("scripted", Hooked(), tmp_path / "a.pt")
+
+        assert_freezes(path, IMAGE, frozen={"plain", "first.0", "second.0"})
+
+        layers = {plan.layer.name: plan for plan in inspect_file(path).state_dicts[0].plan.layers}
+        assert layers["hooked"].reason == "it has forward hooks, whose code is not its own"
 
 
 class TestPartialFreezing:
@@ -338,6 +374,12 @@ class TestPartialFreezing:
             frozen={"first_name", "second_name"},
             selection=Selection(include=("*_name",)),
         )
+
+    def test_refuses_to_clone_types_with_forward_hooks(self, tmp_path: Path) -> None:
+        path = make("scripted", Hooked(), tmp_path / "a.pt")
+
+        with pytest.raises(UnsupportedFileError, match="only some modules of the type"):
+            convert(path, selection=Selection(include=("first.0",)))
 
     def test_leaves_a_layer_alone_that_shares_with_one_that_must_stay(self, tmp_path: Path) -> None:
         model = Dimensions()

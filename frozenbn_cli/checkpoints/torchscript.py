@@ -84,8 +84,14 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
                         unsupported[prefix + role] = error.problem
     layers = [module for module in script.modules if _is_layer(module)]
     shared = _shared(layers)
+    obstacles = script.obstacles_elsewhere()
     facts = {
-        module.name: _facts(script, module, shared.get(module.name, frozenset()))
+        module.name: _facts(
+            script,
+            module,
+            obstacles.get(id(module.value)),
+            shared.get(module.name, frozenset()),
+        )
         for module in layers
     }
     return StateDict("", entries, layers=facts, is_module=True, unsupported=unsupported)
@@ -95,7 +101,9 @@ def _is_layer(module: ScriptModule) -> bool:
     return module.has_statistics or "BatchNorm" in module.type_name.rpartition(".")[2]
 
 
-def _facts(script: ScriptArchive, module: ScriptModule, shared: frozenset[str]) -> LayerFacts:
+def _facts(
+    script: ScriptArchive, module: ScriptModule, obstacle: str | None, shared: frozenset[str]
+) -> LayerFacts:
     code = script.batch_norm_code(module)
     return LayerFacts(
         type_name=module.type_name,
@@ -104,7 +112,7 @@ def _facts(script: ScriptArchive, module: ScriptModule, shared: frozenset[str]) 
         momentum=code.momentum,
         frozen=module.frozen,
         code_is_known=True,
-        obstacle=code.obstacle,
+        obstacle=code.obstacle or obstacle,
         always_batch_statistics=code.always_batch_statistics,
         shares_with=shared,
     )
