@@ -44,6 +44,22 @@ class Several(nn.Module):
         return self.tied_b(self.tied_a(x).relu())
 
 
+class SharedBlocks(nn.Module):
+    """Layers under two names, one of them further in: a trace hands their tensors around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.blocks = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+        self.block = self.blocks[0]
+        self.inner = nn.Sequential(nn.BatchNorm2d(4, eps=1e-3))
+        self.outer = self.inner[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.blocks(self.conv(x)))
+        return self.outer(self.inner(self.outer(x)))
+
+
 class Containers(nn.Module):
     """Layers in every container, under names that are no identifiers."""
 

@@ -18,6 +18,7 @@ import torchvision
 from torch import nn
 
 from frozenbn_cli import conversion
+from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.errors import (
     DamagedFileError,
     FrozenBNError,
@@ -75,6 +76,7 @@ from tests.script_models import (
     ScaledElsewhere,
     SetsItsFlag,
     Several,
+    SharedBlocks,
     Sized,
     Suppressing,
     TakesText,
@@ -98,6 +100,7 @@ CASES: dict[str, tuple[Any, set[str]]] = {
     "no affine": (lambda: Chain(nn.BatchNorm2d(4, affine=False)), {"rest.0"}),
     "a cumulative average": (lambda: Chain(nn.BatchNorm2d(4, momentum=None)), {"rest.0"}),
     "several names": (Several, {"twice", "first_name", "second_name", "tied_a", "tied_b"}),
+    "names further in": (SharedBlocks, {"blocks.0.0", "block.0", "inner.0", "outer"}),
     "containers": (
         Containers,
         {"listed.0", "listed.1", "named.b n", "named.a", "nested.0.0", "nested.2"},
@@ -233,6 +236,21 @@ class TestCases:
         model.conv.weight.requires_grad_(False)
 
         assert_freezes(make("scripted", model, tmp_path / "a.pt"), IMAGE)
+
+
+@BOTH
+def test_knows_the_eps_of_a_layer_under_each_of_its_names(tmp_path: Path, how: str) -> None:
+    path = make(how, SharedBlocks(), tmp_path / "a.pt", IMAGE)
+
+    layers = {plan.layer.name: plan.layer for plan in inspect_file(path).state_dicts[0].plan.layers}
+
+    assert {name: layer.eps for name, layer in layers.items()} == {
+        "blocks.0.0": Eps(1e-5, "read"),
+        "block.0": Eps(1e-5, "read"),
+        "inner.0": Eps(1e-3, "read"),
+        "outer": Eps(1e-3, "read"),
+    }
+    assert {layer.momentum for layer in layers.values()} == {0.1}
 
 
 class TestWhatCodeReads:

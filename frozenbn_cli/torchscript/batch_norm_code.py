@@ -183,6 +183,7 @@ class _Method:
         self._file = source.file
         self._function = function
         self._attributes = attributes
+        self._arguments = {argument.arg for argument in function.args.args[1:]}
         self._aliases = _self_alias(function)
         self._known: dict[str, bool] = {}
         self._numbers: dict[str, float] = {}
@@ -346,7 +347,12 @@ class _Method:
                 self._expression(part)
 
     def _batch_norm(self, call: ast.Call, statistics: list[ast.expr]) -> None:
-        if tuple(_resolve(node, self._aliases) for node in statistics) != _STATISTICS:
+        paths = tuple(_resolve(node, self._aliases) for node in statistics)
+        # A trace hands tensors that it knows by another name to its methods, and the flag is fixed.
+        are_handed = _is_false(call.args[_TRAINING]) and all(
+            path is not None and path[0] in self._arguments for path in paths
+        )
+        if paths != _STATISTICS and not are_handed:
             if self._source.annotation("running_mean") == "Tensor":
                 self._refuse("its code normalises with statistics that are not its own")
             return

@@ -238,7 +238,7 @@ class _Rewriter:
                 dropped.add(f"{self.script.root}code/{path}")
             else:
                 texts[path] = text
-        self._check_references(gone, texts, dropped)
+        self._rename_references(gone, texts, dropped)
         known = self.script.archive.records.keys()
         records = {f"{self.script.root}code/{path}": text for path, text in texts.items()}
         return records, dropped & known
@@ -292,10 +292,13 @@ class _Rewriter:
             if index in self._new_names
         ]
 
-    def _check_references(
-        self, gone: Collection[str], texts: Mapping[str, bytes], dropped: Collection[str]
+    def _rename_references(
+        self, gone: Collection[str], texts: dict[str, bytes], dropped: set[str]
     ) -> None:
-        """Refuse where a type that is gone is still spoken of."""
+        """Name the new type where one that is gone is still spoken of; refuse if there are several.
+
+        A trace hands modules to methods of others, whose arguments have their types.
+        """
         encoded = {name: name.encode() for name in gone}
         for path in {*self.script.code_paths, *texts}:
             if f"{self.script.root}code/{path}" in dropped:
@@ -305,13 +308,26 @@ class _Rewriter:
                 continue
             file = CodeFile(path, text)
             unused = {cls.node for cls in file.classes.values() if not self._is_used(cls.name)}
-            for name in gone:
-                for node in file.tree.body:
-                    if node not in unused and next(file.references(node, name), None):
-                        raise UnsupportedFileError(
-                            f"code refers to the type {name} in an unexpected place",
-                            where=(f"code/{path}",),
-                        )
+            spans = [
+                (*place, self._successor(name, path).encode())
+                for name in gone
+                for node in file.tree.body
+                if node not in unused
+                for place in file.references(node, name)
+            ]
+            if spans:
+                texts[path] = apply_edits(text, spans, start=0, end=len(text))
+                dropped.add(f"{self.script.root}code/{path}.debug_pkl")
+
+    def _successor(self, name: str, path: str) -> str:
+        new_names = {
+            self._new_names[index] for new, index in self._types.items() if new.old == name
+        }
+        if len(new_names) > 1:
+            raise UnsupportedFileError(
+                f"code refers to the type {name} in an unexpected place", where=(f"code/{path}",)
+            )
+        return new_names.pop()
 
     def _is_used(self, name: str) -> bool:
         return name in self._new_names.values()
