@@ -229,6 +229,25 @@ def keywords() -> nn.Module:
     return nn.Sequential(layers)
 
 
+class OfOneDimension(nn.BatchNorm1d):
+    """A user's layer that is no BatchNorm2d, which its name does not say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.last = OfOneDimension(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.conv(x)).mean((2, 3)))
+
+
 class Named(nn.Module):
     """Layers by names of any kind."""
 

@@ -72,6 +72,7 @@ from tests.script_models import (
     NormAndRelu,
     NormTwice,
     OddOutputs,
+    Pooled,
     Reading,
     ScaledElsewhere,
     SetsItsFlag,
@@ -330,6 +331,16 @@ class TestWhatCodeReads:
 
         layers = {plan.layer.name: plan for plan in inspect_file(path).state_dicts[0].plan.layers}
         assert layers["hooked"].reason == "it has forward hooks, whose code is not its own"
+
+    def test_a_layer_of_other_dimensions_is_left_alone_whatever_its_name(
+        self, tmp_path: Path
+    ) -> None:
+        path = make("scripted", Pooled(), tmp_path / "a.pt")
+
+        assert_freezes(path, IMAGE, frozen={"bn"})
+
+        layer = inspect_file(path).state_dicts[0].plan.layers[1]
+        assert (layer.reason, layer.layer.dims_source) == ("BatchNorm1d", None)
 
 
 class TestPartialFreezing:

@@ -117,6 +117,7 @@ def _facts(
         code_is_known=True,
         obstacle=code.obstacle or obstacle,
         always_batch_statistics=code.always_batch_statistics,
+        spatial_dims=code.spatial_dims,
         shares_with=shared,
     )
 

@@ -25,6 +25,9 @@ _STATISTICS = ("self", "running_mean"), ("self", "running_var")
 _SELF_TRAINING = ("self", "training")
 _USED_ELSEWHERE = re.compile(rb"(?<!\bself)\.(?:running_mean|training)\b")
 _INDENT = 2
+# What PyTorch's classes, and those that inherit from them, say to an input of other dimensions.
+_EXPECTED = re.compile(rb"expected (2D or 3D|4D|5D) input")
+_SPATIAL_DIMS = {b"2D or 3D": 1, b"4D": 2, b"5D": 3}
 
 Path = tuple[str, ...]
 
@@ -38,6 +41,7 @@ class BatchNormCode:
         momentum: Likewise; None also where it is not a plain number.
         calls: How many calls of `batch_norm` there are that use the module's own statistics.
         always_batch_statistics: Whether one of them normalises with batch statistics for good.
+        spatial_dims: By the inputs that it accepts; None where it accepts any.
         obstacle: Why the code cannot be frozen; None if it can.
         edits: The spans to replace for that.
     """
@@ -46,6 +50,7 @@ class BatchNormCode:
     momentum: float | None = None
     calls: int = 0
     always_batch_statistics: bool = False
+    spatial_dims: int | None = None
     obstacle: str | None = None
     edits: list[Span] = field(default_factory=list)
 
@@ -73,6 +78,8 @@ def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> Bat
         code.obstacle = "it has forward hooks, whose code is not its own"
     if source.methods and not code.calls and not code.obstacle:
         code.obstacle = "its code does not call batch_norm with its own statistics"
+    if found := _EXPECTED.search(source.file.text, *source.file.line_span(source.node)):
+        code.spatial_dims = _SPATIAL_DIMS[found[1]]
     code.eps = eps.pop() if len(eps) == 1 else None
     code.momentum = momenta.pop() if len(momenta) == 1 else None
     return code
