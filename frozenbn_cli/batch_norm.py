@@ -133,7 +133,9 @@ def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:
 def _dims_of_class(type_name: str | None) -> int | None:
     """Return the spatial dimensions that a class of PyTorch or timm stands for, if it does."""
     name = (type_name or "").rpartition(".")[2]
-    return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3, "BatchNormAct2d": 2}.get(name)
+    return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3, "BatchNormAct2d": 2}.get(
+        name.removeprefix("Frozen")
+    )
 
 
 def _group(name: str, entries: Mapping[str, StoredTensor]) -> dict[Role, StoredTensor]:

@@ -254,6 +254,15 @@ def test_knows_the_eps_of_a_layer_under_each_of_its_names(tmp_path: Path, how: s
     assert {layer.momentum for layer in layers.values()} == {0.1}
 
 
+@BOTH
+def test_frozen_layers_are_known_to_be_2d(tmp_path: Path, how: str) -> None:
+    path = make(how, Chain(nn.BatchNorm2d(4)), tmp_path / "a.pt", IMAGE)
+
+    (frozen,) = inspect_file(assert_freezes(path, IMAGE)).state_dicts[0].plan.layers
+
+    assert (frozen.layer.spatial_dims, frozen.layer.dims_source) == (2, None)
+
+
 class TestWhatCodeReads:
     def test_a_count_that_a_parent_reads_stays(self, tmp_path: Path) -> None:
         path = make("scripted", Counting(), tmp_path / "a.pt")
