@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
-from frozenbn_cli import conversion
+from frozenbn_cli import conversion, load_frozen
 from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.errors import (
     DamagedFileError,
@@ -29,6 +29,7 @@ from frozenbn_cli.errors import (
     VerificationError,
 )
 from frozenbn_cli.inspection import inspect_file
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from tests.archives import (
@@ -252,6 +253,24 @@ def test_knows_the_eps_of_a_layer_under_each_of_its_names(tmp_path: Path, how: s
         "outer": Eps(1e-3, "read"),
     }
     assert {layer.momentum for layer in layers.values()} == {0.1}
+
+
+@BOTH
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_writes_a_state_dict_with_the_eps_of_each_layer(
+    tmp_path: Path, how: str, to: OutputFormat
+) -> None:
+    path = make(how, SharedBlocks(), tmp_path / "a.pt", IMAGE)
+
+    result, output = convert(path, to=to)
+
+    assert claims(result) == {"contents": "equal", "layers": "equal", "model": "not verified"}
+    model = SharedBlocks()
+    model.outer.eps = 0.5
+    with pytest.warns(UserWarning, match="eps 0.5 of the model is replaced by 0.001"):
+        loaded = load_frozen(model, output).eval()
+    assert (loaded.block[0].eps, loaded.outer.eps) == (1e-5, 1e-3)
+    assert_same_bits(run(loaded, (IMAGE,)), run(load(path), (IMAGE,)))
 
 
 @BOTH
