@@ -141,11 +141,26 @@ def _leaves(output: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield place, f"keys {list(output)}"
         for key, part in output.items():
             yield from _leaves(part, f"{place}[{key!r}]")
+    elif isinstance(output, Tensor):
+        yield from _plain_tensors(output, place)
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for item in dataclasses.fields(output):
             yield from _leaves(getattr(output, item.name), f"{place}.{item.name}")
     else:
         yield place, output
+
+
+def _plain_tensors(tensor: Tensor, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a tensor holds as tensors whose bits can be looked at, and of which kind it is."""
+    if tensor.is_quantized:
+        yield place, f"quantized as {tensor.dtype}"
+        yield f"{place}.int_repr()", tensor.int_repr()
+        yield f"{place}.dequantize()", tensor.dequantize()
+    elif tensor.layout != torch.strided:
+        yield place, f"laid out as {tensor.layout}"
+        yield f"{place}.to_dense()", tensor.to_dense()
+    else:
+        yield place, tensor.resolve_conj().resolve_neg()
 
 
 def find_inputs(model: Loader, options: RunOptions) -> Inputs | str:
