@@ -54,8 +54,8 @@ class TestRandom:
         ("model", "shapes", "reason"),
         [
             (TwoInputs(), (), "takes 2 inputs of unknown shape; give --input-shape"),
-            (TwoInputs(), ((1, 3, 8, 8),), "takes 2 inputs; give --input-shape for each"),
-            (nn.Linear(3, 4), (), "takes an input of unknown shape; give --input-shape"),
+            (TwoInputs(), ((1, 3, 8, 8),), "takes 2 inputs, and 1 shape"),
+            (nn.Linear(3, 4), (), "takes 1 input of unknown shape; give --input-shape"),
             (nn.ModuleList(), (), "it has no method forward"),
         ],
     )

@@ -29,7 +29,7 @@ LEVELS = [
     {"torchscript"},
     {"containers"},
     {"pickles", "selection"},
-    {"errors", "importing"},
+    {"errors", "importing", "wording"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

@@ -618,9 +618,9 @@ class TestVerification:
             (lambda: Sized(20), (), "it does not run on 1x3x64x64: builtins.RuntimeError: only 20"),
             (lambda: Sized(20), ((1, 3, 9, 9),), "it does not run on 1x3x9x9"),
             (TwoInputs, (), "takes 2 inputs of unknown shape; give --input-shape"),
-            (TwoInputs, ((1, 3, 9, 9),), "takes 2 inputs; give --input-shape for each"),
+            (TwoInputs, ((1, 3, 9, 9),), "takes 2 inputs, and 1 shape"),
             (TakesText, (), "its forward takes a str"),
-            (lambda: nn.BatchNorm2d(4), (), "takes an input of unknown shape; give --input-shape"),
+            (lambda: nn.BatchNorm2d(4), (), "takes 1 input of unknown shape; give --input-shape"),
         ],
     )
     def test_says_why_it_could_not_be_run(

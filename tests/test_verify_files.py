@@ -453,3 +453,19 @@ class TestModel:
         assert (equal.status, different.status) == ("equal", "different")
         assert "those of the 2 frozen layers are equal" in equal.detail
         assert different.detail.startswith("begins before 4")
+
+    def test_outputs_that_cannot_be_compared_are_not_called_equal(
+        self, original: Path, converted: Path
+    ) -> None:
+        class Boxes:
+            def __init__(self, scores: Tensor) -> None:
+                self.scores = scores
+
+        class Detecting(nn.Sequential):
+            def forward(self, x: Tensor) -> Any:
+                return {"boxes": Boxes(super().forward(x)), "shape": x.shape, "name": "boxes"}
+
+        result = claim(verify(original, converted, lambda: Detecting(*model())), "model")
+
+        assert result.status == "not verified"
+        assert result.detail == "its outputs hold a Boxes, which cannot be compared"

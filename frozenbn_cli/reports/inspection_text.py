@@ -13,7 +13,6 @@ from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.plan import LayerPlan
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
-    counted,
     eps_cell,
     finding_lines,
     findings_cell,
@@ -27,6 +26,7 @@ from frozenbn_cli.reports.pieces import (
     size_text,
     with_rest,
 )
+from frozenbn_cli.wording import counted
 
 __all__ = ["inspection_report"]
 

@@ -14,10 +14,10 @@ from rich.text import Text
 from frozenbn_cli.findings import ADVICE, LABELS, Finding
 from frozenbn_cli.plan import LayerPlan, Plan
 from frozenbn_cli.reports.console import printable, symbol
+from frozenbn_cli.wording import counted
 
 __all__ = [
     "by_reason_lines",
-    "counted",
     "eps_cell",
     "finding_lines",
     "findings_cell",
@@ -180,11 +180,6 @@ def _finding_line(code: str, by_code: dict[str, dict[str, Finding]]) -> Text:
     if code in ADVICE:
         line.append(f" {ADVICE[code]}")
     return line
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:

@@ -14,6 +14,7 @@ from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.verification.contents import Progress
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.wording import counted
 
 __all__ = ["verify_layers"]
 
@@ -54,7 +55,9 @@ def verify_layers(
             continue
         if found:
             differences.append(found)
-    detail = f"{len(layers):,} layers against BatchNorm2d in eval, with gradients and without"
+    detail = (
+        f"{counted(len(layers), 'layer')} against BatchNorm2d in eval, with gradients and without"
+    )
     return _claim(differences, unrunnable, len(layers), detail, tolerance)
 
 

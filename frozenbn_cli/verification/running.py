@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ Loader = Callable[[], Any]
 """Returns a model anew, as it is in a file, in eval and on the CPU."""
 
 Leaves = list[tuple[str, Any]]
+
+_VALUES = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, enum.Enum)
 
 
 def verify_model(
@@ -80,6 +83,13 @@ class _ModelError(Exception):
 
 class _LoadingError(_ModelError):
     """A model cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opaque:
+    """A part of an output that nothing here can look into."""
+
+    type_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +156,10 @@ def _leaves(output: Any, place: str) -> Iterator[tuple[str, Any]]:
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for item in dataclasses.fields(output):
             yield from _leaves(getattr(output, item.name), f"{place}.{item.name}")
-    else:
+    elif output is None or isinstance(output, _VALUES):
         yield place, output
+    else:
+        yield place, _Opaque(type(output).__name__)
 
 
 def _plain_tensors(tensor: Tensor, place: str) -> Iterator[tuple[str, Any]]:
@@ -269,6 +281,8 @@ class _Comparison:
         outputs = self.runs[0].outputs
         tensors = [value for _, value in outputs if isinstance(value, Tensor)]
         detail = f"outputs on {self._shown()}, in eval and with the frozen layers in training mode"
+        if opaque := [value.type_name for _, value in outputs if isinstance(value, _Opaque)]:
+            return _not_verified(f"its outputs hold a {opaque[0]}, which cannot be compared")
         if not any(value.numel() for value in tensors):
             detail = f"outputs hold no numbers on {self._shown()}"
             if not self._can_be_watched():
