@@ -78,7 +78,7 @@ def frozenbn(
     """Freeze the BatchNorm2d layers of PyTorch model files."""
 
 
-@app.command()
+@app.command(epilog=options.INSPECT_EXAMPLES)
 def inspect(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
@@ -130,7 +130,7 @@ def inspect(
     raise typer.Exit(max(failures, default=_UNHEALTHY if check and unhealthy else 0))
 
 
-@app.command()
+@app.command(epilog=options.CONVERT_EXAMPLES)
 def convert(
     checkpoint: options.Checkpoint,
     output: options.OutputPath = None,
@@ -200,7 +200,7 @@ def convert(
     show(result)
 
 
-@app.command()
+@app.command(epilog=options.VERIFY_EXAMPLES)
 def verify(
     original: options.Original,
     converted: options.Converted,

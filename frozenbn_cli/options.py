@@ -15,6 +15,9 @@ from frozenbn_cli.errors import UsageError
 from frozenbn_cli.model_target import ModelTarget
 
 __all__ = [
+    "CONVERT_EXAMPLES",
+    "INSPECT_EXAMPLES",
+    "VERIFY_EXAMPLES",
     "AbsoluteTolerance",
     "AllLayers",
     "AsJson",
@@ -47,6 +50,11 @@ __all__ = [
     "parse_model",
     "parse_shapes",
 ]
+
+
+def _examples(*commands: str) -> str:
+    """Return the foot of a command's help."""
+    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 def _check_eps(eps: float | None) -> float | None:
@@ -106,6 +114,25 @@ def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
     """Return shapes as numbers, from the text of ``--input-shape``."""
     return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
 
+
+INSPECT_EXAMPLES = _examples(
+    "frozenbn inspect model.pth",
+    "frozenbn inspect last.ckpt --key model_ema --all",
+    "frozenbn inspect *.pth --json --check",
+)
+CONVERT_EXAMPLES = _examples(
+    "frozenbn convert model.pth",
+    "frozenbn convert model.pth --eps 1e-3 -o frozen.safetensors",
+    "frozenbn convert model.pth --model torchvision.models:resnet50",
+    "frozenbn convert model.pth --model my_model.py:build --to torchscript",
+    "frozenbn convert scripted.pt --input-shape 1x3x224x224",
+    "frozenbn convert model.pth --include 'backbone.*' --dry-run",
+)
+VERIFY_EXAMPLES = _examples(
+    "frozenbn verify model.pth model.frozen.safetensors",
+    "frozenbn verify model.pth model.frozen.pt --model torchvision.models:resnet50",
+    "frozenbn verify float32.safetensors float16.safetensors --atol 1e-3 --rtol 1e-3",
+)
 
 _INPUT, _OUTPUT, _LAYERS, _REPORT = "Input", "Output", "Layers", "Report"
 _VERIFICATION, _MODEL = "Verification", "Model"
@@ -195,8 +222,10 @@ class Format(str, Enum):
 To = Annotated[
     Format | None,
     typer.Option(
-        help="The format of the result: 'torch' is a plain state dict for torch.load. TorchScript "
-        "stays TorchScript if not given, all else becomes safetensors.",
+        metavar="FORMAT",
+        help="The format of the result: 'safetensors', 'torch' (a plain state dict for torch.load) "
+        "or 'torchscript'. TorchScript stays TorchScript if not given, all else becomes "
+        "safetensors.",
         show_default=False,
         rich_help_panel=_OUTPUT,
     ),
@@ -263,12 +292,16 @@ Inputs = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Of the random inputs.", rich_help_panel=_VERIFICATION)
+    int,
+    typer.Option(
+        min=0, metavar="NUMBER", help="Of the random inputs.", rich_help_panel=_VERIFICATION
+    ),
 ]
 Runs = Annotated[
     int,
     typer.Option(
         min=1,
+        metavar="NUMBER",
         help="On how many random inputs the model is run, each with a seed of its own.",
         rich_help_panel=_VERIFICATION,
     ),
