@@ -49,7 +49,11 @@ def evidence(claims: Iterable[Claim], console: Console) -> list[RenderableType]:
 
 
 def _evidence(claim: Claim, console: Console) -> list[RenderableType]:
-    measured = [item for item in claim.differences if item.measure and item.measure.differing]
+    measured = [
+        item
+        for item in claim.differences
+        if item.measure and item.measure.differing and not item.tolerated
+    ]
     others = [item for item in claim.differences if item.problem]
     parts: list[RenderableType] = [Text(claim.name, "bold red")]
     if others:

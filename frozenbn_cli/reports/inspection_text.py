@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
@@ -30,7 +32,8 @@ from frozenbn_cli.wording import counted
 
 __all__ = ["inspection_report"]
 
-_WIDE = 110
+
+_ENDLESS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*%#"
 
@@ -98,7 +101,21 @@ def _count_text(count: int) -> str:
 
 def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> list[RenderableType]:
     shown, rest = folded(part.plan, all_layers=all_layers)
-    wide = console.width >= _WIDE
+    table = _table(part, shown, console, wide=True)
+    if _natural_width(table, console) > console.width:
+        table = _table(part, shown, console, wide=False)
+    return with_rest(table, rest, console)
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    """Return how wide a table is where nothing in it has to fold."""
+    options = console.options.update(max_width=_ENDLESS)
+    return Measurement.get(console, options, table).maximum
+
+
+def _table(
+    part: InspectedStateDict, shown: Sequence[LayerPlan], console: Console, *, wide: bool
+) -> Table:
     table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
     table.add_column("Dims", no_wrap=True)
@@ -113,7 +130,7 @@ def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> lis
     table.add_column("Findings", overflow="fold")
     for plan in shown:
         table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))
-    return with_rest(table, rest, console)
+    return table
 
 
 def _cells(
