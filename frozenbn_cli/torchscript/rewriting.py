@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
-from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
+from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.pickles.values import Call, Global
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.torchscript.batch_norm_code import module_reads
+from frozenbn_cli.torchscript.object_tree import children_first, lost_storages, without_gradient
 from frozenbn_cli.torchscript.script_archive import (
     ScriptArchive,
     ScriptModule,
@@ -41,7 +42,6 @@ _PLAIN = {
     "torch.nn.modules.batchnorm.SyncBatchNorm",
 }
 _MANGLE = re.compile(r"___torch_mangle_(\d+)")
-_REQUIRES_GRAD = 4  # The place among the arguments of `torch._utils._rebuild_tensor_v2`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Rewriter:
     _next_mangle: int = 0
 
     def run(self) -> Rewriting:
-        modules = _children_first(self.script)
+        modules = children_first(self.script)
         self._example = {module.source.name: module for module in modules.values()}
         self._sources = {module.source.name: module.source for module in modules.values()}
         wanted = [module for module in self.script.modules if module.name in self.names]
@@ -122,7 +122,7 @@ class _Rewriter:
         replaced, dropped = self._code()
         tree = self._rebuilt(modules)
         replaced[f"{self.script.root}data.pkl"] = write_pickle(tree, for_torchscript=True)
-        dropped |= self._lost_storages(tree)
+        dropped |= lost_storages(self.script, tree)
         kept = frozenset(item.name for item in wanted if id(item.value) in self._keeps_count)
         return Rewriting(replaced, frozenset(dropped), kept)
 
@@ -351,19 +351,12 @@ class _Rewriter:
                 for role in filter(parameters.__contains__, _AFFINE):
                     tensor = state.get(role)
                     if isinstance(tensor, Call) and is_tensor_call(tensor):
-                        state[role] = tensors.setdefault(id(tensor), _fixed(tensor))
+                        state[role] = tensors.setdefault(id(tensor), without_gradient(tensor))
             home, _, name = self._new_names[index].rpartition(".")
             new_objects[key] = Call(
                 Global(home, name), module.value.arguments, None, True, state=state, has_state=True
             )
         return new_objects[id(self.script.pickle.value)]
-
-    def _lost_storages(self, tree: Call) -> set[str]:
-        """Return the records of storages that no tensor refers to any more."""
-        before = {_storage_key(item) for item in self.script.pickle.persistent_ids}
-        after = {_storage_key(item) for item in _references(tree)}
-        names = {f"{self.script.root}data/{key}" for key in before - after}
-        return names & self.script.archive.records.keys()
 
 
 def _frozen_home(old: str) -> tuple[str, str]:
@@ -374,25 +367,6 @@ def _frozen_home(old: str) -> tuple[str, str]:
     )
 
 
-def _children_first(script: ScriptArchive) -> dict[int, ScriptModule]:
-    """Return every module object once, by identity, none before those within it."""
-    modules = {id(module.value): module for module in script.modules}
-    ordered: dict[int, ScriptModule] = {}
-    waiting = [(id(script.pickle.value), False)]
-    while waiting:
-        key, children_are_done = waiting.pop()
-        if key in ordered:
-            continue
-        if children_are_done:
-            ordered[key] = modules[key]
-            continue
-        waiting.append((key, True))
-        waiting += [
-            (id(part), False) for part in modules[key].attributes.values() if id(part) in modules
-        ]
-    return ordered
-
-
 def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:
     start, end = source.file.line_span(source.node)
     return apply_edits(source.file.text, spans, start=start, end=end)
@@ -400,36 +374,3 @@ def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:
 
 def _list_text(names: Iterable[str]) -> bytes:
     return ("[" + "".join(f'"{name}", ' for name in names) + "]").encode()
-
-
-def _fixed(tensor: Call) -> Call:
-    """Return a tensor's call that asks for no gradient; the call itself may be shared."""
-    arguments = list(tensor.arguments)
-    if len(arguments) <= _REQUIRES_GRAD:
-        raise DamagedFileError("a tensor with too few arguments")
-    arguments[_REQUIRES_GRAD] = False
-    return Call(tensor.function, tuple(arguments))
-
-
-def _references(tree: Value) -> Iterable[PersistentId]:
-    waiting, seen = [tree], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, PersistentId):
-            yield value
-        elif isinstance(value, Call):
-            waiting += [*value.arguments, value.state, *value.appended]
-            waiting += [part for item in value.items for part in item]
-        elif isinstance(value, dict):
-            waiting += value.values()
-            waiting += value.keys()
-        elif isinstance(value, (tuple, list)):
-            waiting += value
-
-
-def _storage_key(reference: PersistentId) -> str:
-    value = reference.value
-    return str(value[2]) if isinstance(value, tuple) and len(value) > 2 else ""
