@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -158,7 +158,7 @@ def _finding_line(group: FindingGroup) -> Text:
     return line
 
 
-def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
+def left_alone_lines(plan: Plan, prefix: str) -> list[Text]:
     """Return a line for each reason for which layers are left alone, and one on the prefix."""
     reasons = {item.layer.name: item.reason or "" for item in plan.left}
     lines = by_reason_lines("left alone", reasons)
@@ -167,7 +167,7 @@ def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
     return lines
 
 
-def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[RenderableType]:
+def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[Text]:
     """Return a line for each reason, with the layers that it concerns."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
@@ -182,10 +182,10 @@ def foreign_lines(names: Mapping[str, bool]) -> list[RenderableType]:
     return [_finding_line(group) for group in foreign_groups(names)]
 
 
-def separated(blocks: Iterable[list[RenderableType]]) -> RenderableType:
+def separated(blocks: Iterable[Sequence[RenderableType]]) -> RenderableType:
     """Return the blocks that hold anything, with an empty line between."""
     parts: list[RenderableType] = []
     for block in blocks:
         if block:
-            parts += [Text(), *block] if parts else block
+            parts += [Text(), *block] if parts else [*block]
     return Group(*parts)

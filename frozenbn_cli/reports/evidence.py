@@ -1,0 +1,84 @@
+"""The differences that a verification found, as rows of a table in a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from frozenbn_cli.claims import Claim, Difference, Measure
+from frozenbn_cli.reports.console import printable
+
+__all__ = ["COLUMNS", "DifferenceRow", "difference_rows", "tolerance_words"]
+
+COLUMNS = (
+    "#", "Where", "What", "Elements", "Largest", "Before → after", "Relative", "ULP", "Mean", "99 %"
+)  # fmt: skip
+"""The titles of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceRow:
+    """One difference.
+
+    Attributes:
+        cells: In the order of `COLUMNS`.
+        tolerated: Whether it is within the tolerance that was given.
+    """
+
+    cells: tuple[str, ...]
+    tolerated: bool
+
+
+def difference_rows(claim: Claim, *, at_most: int) -> tuple[list[DifferenceRow], str]:
+    """Return the differences of a claim in their order, and what was left out, in words.
+
+    Of more than ``at_most``, those are shown that are no mere numbers, and the largest.
+    """
+    numbered = list(enumerate(claim.differences, 1))
+    grave = sorted(numbered, key=lambda item: _gravity(item[1]), reverse=True)[:at_most]
+    rows = [_row(number, item) for number, item in sorted(grave, key=lambda item: item[0])]
+    left_out = ""
+    if more := len(numbered) - len(rows):
+        left_out = f"Shown are the {len(rows):,} largest; a report in JSON has the other {more:,}."
+    return rows, left_out
+
+
+def _gravity(item: Difference) -> tuple[bool, float]:
+    if item.measure is None:
+        return True, 0.0
+    return not item.tolerated, item.measure.absolute
+
+
+def _row(number: int, item: Difference) -> DifferenceRow:
+    cells = (f"{number:,}", printable(item.place), printable(item.problem or _what(item)))
+    numbers = _numbers(item.measure) if item.measure and item.measure.differing else ("",) * 7
+    return DifferenceRow((*cells, *numbers), item.tolerated)
+
+
+def _what(item: Difference) -> str:
+    if item.measure is None or not item.measure.differing:
+        return "bits that are no value: the sign of 0, or of which NaN"
+    return "values, within tolerance" if item.tolerated else "values"
+
+
+def _numbers(measure: Measure) -> tuple[str, ...]:
+    return (
+        f"{measure.differing:,} of {measure.elements:,}",
+        f"{measure.absolute:.3g} at [{', '.join(map(str, measure.index))}]",
+        f"{measure.before:.9g} → {measure.after:.9g}",
+        f"{measure.relative:.3g}",
+        "" if measure.ulps is None else f"{measure.ulps:,}",
+        f"{measure.mean:.3g}",
+        f"{measure.percentile_99:.3g}",
+    )
+
+
+def tolerance_words(claim: Claim) -> str:
+    """Return which tolerance would let a claim with differences pass."""
+    if claim.status != "different":
+        return "Within the tolerance that was given."
+    if claim.smallest_atol is None:
+        return "It would pass with no tolerance."
+    words = f"It would pass with --atol {claim.smallest_atol:.3g}"
+    if claim.smallest_rtol is not None:
+        words += f", or with --rtol {claim.smallest_rtol:.3g}"
+    return words + "."
