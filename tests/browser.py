@@ -85,6 +85,16 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent"
         ]
 
+    def forget(self) -> None:
+        """Forget what was said and asked for until now, such as the browser's own first page."""
+        self.complaints()
+        self.requests()
+
+    def read_aloud(self) -> str:
+        """Return what is in the page for those who have it read to them; runs no script."""
+        nodes = self.command("Accessibility.getFullAXTree")["nodes"]
+        return "\n".join(str(node.get("name", {}).get("value", "")) for node in nodes)
+
     def picture(self, path: Path) -> None:
         """Save the whole page as PNG."""
         shot = self.command("Page.captureScreenshot", captureBeyondViewport=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from frozenbn_cli.claims import Claim, Measure
@@ -16,6 +16,7 @@ __all__ = ["Chart", "difference_chart", "scale_chart", "variance_chart"]
 
 _FEWEST_DIFFERENCES = 3
 _SPAN = 1e9  # What lies further below the largest value is drawn at the foot.
+_SPAN_TO_LEVEL = 1e20  # Eps is shown also where it is far away.
 _WIDE = Look("wide", width=11, height=3.0, font=8.5, most_bars=300)
 _NARROW = Look("narrow", width=4.7, height=3.2, font=10.5, most_bars=110)
 
@@ -116,15 +117,19 @@ def _drawn(name: str, title: str, bars: list[Bar], below: str, notes: list[str])
     return Chart(title, wide, narrow, tuple(notes))
 
 
-def _bounds(bars: Iterable[Bar]) -> tuple[float, float]:
+def _bounds(bars: Sequence[Bar]) -> tuple[float, float]:
     """Return the foot and the top of an axis that shows the bars and their levels."""
-    numbers = [
-        value for bar in bars if bar.spread for value in (bar.spread.lowest, bar.spread.highest)
+    ends = [(bar.spread.lowest, bar.spread.highest) for bar in bars if bar.spread]
+    numbers = [value for pair in ends for value in pair if 0 < value < math.inf] or [1.0]
+    highest = max(numbers)
+    lowest = max(min(numbers), highest / _SPAN)
+    levels = [
+        bar.level
+        for bar in bars
+        if bar.level and highest / _SPAN_TO_LEVEL < bar.level < highest * _SPAN_TO_LEVEL
     ]
-    numbers += [bar.level for bar in bars if bar.level]
-    drawn = [value for value in numbers if 0 < value < math.inf] or [1.0]
-    lowest = max(min(drawn), max(drawn) / _SPAN)
-    return _power_of_ten(lowest, math.floor, -0.1), _power_of_ten(max(drawn), math.ceil, 0.1)
+    foot = _power_of_ten(min([lowest, *levels]), math.floor, -0.1)
+    return foot, _power_of_ten(max([highest, *levels]), math.ceil, 0.1)
 
 
 def _power_of_ten(value: float, rounded: Callable[[float], int], margin: float) -> float:

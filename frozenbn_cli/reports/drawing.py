@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from frozenbn_cli.reports.svg import COLOURS, Spot, to_svg
 from frozenbn_cli.summaries import Spread
@@ -136,8 +136,10 @@ def _set_axes(axes: Axes, bars: Sequence[Bar], bounds: tuple[float, float], belo
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:,.0f}" if value in numbers else "")
     )
-    decades = math.log10(top / foot)
-    axes.yaxis.set_major_locator(LogLocator(10.0 ** math.ceil(decades / 8), numticks=20))
+    # Their names are powers of ten, of which there is room for about eight.
+    lowest, highest = round(math.log10(foot)), round(math.log10(top))
+    powers = range(lowest, highest + 1, math.ceil((highest - lowest) / 8))
+    axes.yaxis.set_major_locator(FixedLocator([10.0**power for power in powers]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_power))
 
@@ -211,7 +213,7 @@ def _draw_level(axes: Axes, bars: Sequence[Bar]) -> None:
     values = {bar.level for bar in bars if bar.level}
     words = f"eps {next(iter(values)):g}" if len(values) == 1 else "eps"
     last = next(bar for bar in reversed(bars) if bar.level)
-    axes.annotate(
+    note = axes.annotate(
         words,
         (1, last.level or 1),
         xycoords=("axes fraction", "data"),
@@ -219,7 +221,9 @@ def _draw_level(axes: Axes, bars: Sequence[Bar]) -> None:
         textcoords="offset points",
         color=COLOURS["warn"],
         horizontalalignment="right",
+        annotation_clip=True,
     )
+    note.set_in_layout(False)
 
 
 def _spots(axes: Axes, bars: Sequence[Bar]) -> list[Spot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from frozenbn_cli.claims import Claim, Difference, Measure
@@ -13,6 +14,9 @@ COLUMNS = (
     "#", "Where", "What", "Elements", "Largest", "Before → after", "Relative", "ULP", "Mean", "99 %"
 )  # fmt: skip
 """The titles of the columns."""
+
+
+_MANY = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,7 @@ def difference_rows(claim: Claim, *, at_most: int) -> tuple[list[DifferenceRow],
 
 
 def _gravity(item: Difference) -> tuple[bool, float]:
-    if item.measure is None:
-        return True, 0.0
-    return not item.tolerated, item.measure.absolute
+    return not item.tolerated, item.measure.absolute if item.measure else math.inf
 
 
 def _row(number: int, item: Difference) -> DifferenceRow:
@@ -66,10 +68,16 @@ def _numbers(measure: Measure) -> tuple[str, ...]:
         f"{measure.absolute:.3g} at [{', '.join(map(str, measure.index))}]",
         f"{measure.before:.9g} → {measure.after:.9g}",
         f"{measure.relative:.3g}",
-        "" if measure.ulps is None else f"{measure.ulps:,}",
+        _count(measure.ulps),
         f"{measure.mean:.3g}",
         f"{measure.percentile_99:.3g}",
     )
+
+
+def _count(ulps: int | None) -> str:
+    if ulps is None:
+        return ""
+    return f"{ulps:,}" if ulps < _MANY else f"{ulps:.1e}"
 
 
 def tolerance_words(claim: Claim) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,8 @@ def _render(suffix: str, page: Page) -> str:
     return text
 
 
-def _is_same(first: Path, second: Path) -> bool:
-    if first.exists() and second.exists():
-        return first.samefile(second)
-    return first.absolute() == second.absolute()
+def _is_same(report: Path, other: Path) -> bool:
+    """Return whether a report is another file, or one in the folder of a sharded checkpoint."""
+    with suppress(OSError):
+        return report.samefile(other) or (other.is_dir() and report.parent.samefile(other))
+    return report.resolve() == other.resolve()

@@ -20,7 +20,8 @@ for (const layers of document.querySelectorAll("details.layers")) {
       row.hidden = !fits || (flagged.checked && !row.className);
       count += !row.hidden;
     });
-    shown.value = count === rows.length ? "" : `${count} of ${rows.length} shown`;
+    const [few, all] = [count, rows.length].map((number) => number.toLocaleString("en"));
+    shown.value = count === rows.length ? "" : `${few} of ${all} shown`;
   }
 
   function sort(column, header) {
