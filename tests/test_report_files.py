@@ -20,15 +20,21 @@ from frozenbn_cli.claims import Claim, Difference, Measure
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion import ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
+from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.reports import html, markdown
 from frozenbn_cli.reports.charts import difference_chart, scale_chart, variance_chart
 from frozenbn_cli.reports.evidence import difference_rows
 from frozenbn_cli.reports.page import LayerRow, Page
 from frozenbn_cli.reports.report_file import ReportFile
-from frozenbn_cli.reports.sections import conversion_section, inspection_section
+from frozenbn_cli.reports.sections import (
+    conversion_section,
+    inspection_section,
+    verification_section,
+)
 from frozenbn_cli.summaries import Spread, Summary
-from tests.files import batch_norm, nested, save, small_state
+from frozenbn_cli.verification.options import VerifyOptions
+from tests.files import State, batch_norm, nested, save, small_state
 from tests.test_cli import run_here
 from tests.test_reports import Hostile, assert_golden, broken, converted, inspected, many_layers
 
@@ -75,6 +81,12 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def sick(tmp_path: Path) -> Path:
     return save(tmp_path / "sick.pt", broken())
+
+
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("charts", "drawing", "svg"):
+        monkeypatch.delitem(sys.modules, f"frozenbn_cli.reports.{name}")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 class TestHTML:
@@ -159,7 +171,7 @@ class TestHTML:
     def test_says_how_to_have_charts_where_there_are_none(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(html, "has_charts", lambda: False)
+        without_matplotlib(monkeypatch)
         found = inspect_file(model, summarize=True)
 
         text = html.render(page(inspection_section(found)))
@@ -264,9 +276,9 @@ class TestCharts:
         assert scale_chart("a", [row(1, 0, 0, 0, 0, 0)]) is None
 
     def test_there_is_none_of_few_differences(self) -> None:
-        few = (difference("a", 1), difference("b", 2), Difference("c", "missing"))
+        few = (*(difference("a", 1),) * 5, Difference("c", "missing"))
 
-        assert difference_chart("a", Claim("contents", "different", "", 3, few)) is None
+        assert difference_chart("a", Claim("contents", "different", "", 6, few)) is None
 
     def test_are_the_same_for_the_same_numbers(self) -> None:
         rows = [row(1, 1, 2, 3, 4, 5)]
@@ -486,7 +498,7 @@ class TestCommandLine:
         model: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(html, "has_charts", lambda: False)
+        without_matplotlib(monkeypatch)
 
         _, out, _ = run_here(capsys, "inspect", model, "--report", model.with_name("a.html"))
 
@@ -600,6 +612,34 @@ class TestSummaries:
 
         assert found.scale.highest == math.inf
         assert found.scale.median == math.inf or math.isfinite(found.scale.median)
+
+
+class TestVerifiedLayers:
+    """What the report says of each layer is what was found out, and not more."""
+
+    def states(self, before: State, after: State, folder: Path, **options: Any) -> dict[str, str]:
+        verify_files = import_quietly("frozenbn_cli.verification.files").verify_files
+        first, second = save(folder / "a.pt", before), save(folder / "b.pt", after)
+        convert_file(second, folder / "b.safetensors", options=ConvertOptions(force=True))
+        result = verify_files(first, folder / "b.safetensors", options=VerifyOptions(**options))
+        (part,) = verification_section(result).parts
+        return {row.name: row.state for row in part.layers}
+
+    def test_equal(self, tmp_path: Path) -> None:
+        assert self.states(small_state(), small_state(), tmp_path) == {
+            "bn1": "frozen, equal",
+            "bn2": "frozen, equal",
+        }
+
+    def test_different_and_within_tolerance(self, tmp_path: Path) -> None:
+        other = small_state()
+        other["bn2.bias"] += 1e-3
+
+        assert self.states(small_state(), other, tmp_path) == {"bn1": "frozen", "bn2": "different"}
+        assert self.states(small_state(), other, tmp_path, atol=0.1) == {
+            "bn1": "frozen, equal",
+            "bn2": "frozen, within tolerance",
+        }
 
 
 def test_the_report_of_a_refusal_says_what_to_do(sick: Path) -> None:

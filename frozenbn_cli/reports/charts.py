@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from frozenbn_cli.claims import Claim, Measure
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.drawing import Bar, Look, picture
+from frozenbn_cli.reports.inspection_text import range_text
 from frozenbn_cli.reports.page import LayerRow
 from frozenbn_cli.summaries import Spread
 
 __all__ = ["Chart", "difference_chart", "scale_chart", "variance_chart"]
 
-_FEWEST_DIFFERENCES = 3
+_FEWEST_DIFFERENCES = 6
 _SPAN = 1e9  # What lies further below the largest value is drawn at the foot.
 _SPAN_TO_LEVEL = 1e20  # Eps is shown also where it is far away.
 _WIDE = Look("wide", width=11, height=3.0, font=8.5, most_bars=300)
@@ -70,7 +71,7 @@ def _layer_bar(row: LayerRow, spread: Spread | None, what: str, level: float | N
     words = f"{row.name}: no {what} that could be drawn"
     if spread:
         words = (
-            f"{row.name}: {what} {spread.lowest:.2g} … {spread.highest:.2g}, "
+            f"{row.name}: {what} {range_text((spread.lowest, spread.highest), '…')}, "
             f"median {spread.median:.2g}"
         )
     return Bar(row.number, row.number, words, spread, level)

@@ -90,8 +90,9 @@ def picture(
         FigureCanvasSVG(figure)  # type: ignore[no-untyped-call, unused-ignore]
         axes = figure.add_subplot()
         _set_axes(axes, bars, bounds, below)
-        width = 0.92 * look.width * 72 / max(len(bars), 12)
-        _draw_bars(axes, bars, min(width * 0.7, 14), bounds)
+        room = 0.92 * look.width * 72
+        width = min(0.7 * room / max(len(bars), 12), 14)
+        _draw_bars(axes, bars, bounds, points=width, units=width * _length(bars) / room)
         if any(bar.level for bar in bars):
             _draw_level(axes, bars)
         figure.draw_without_rendering()
@@ -148,8 +149,28 @@ def _power(value: float, _: object) -> str:
     return f"{value:g}" if 1e-3 <= value <= 1e4 else f"{value:.0e}"
 
 
-def _draw_bars(axes: Axes, bars: Sequence[Bar], width: float, bounds: tuple[float, float]) -> None:
-    """Draw each bar: all channels, the middle half of them, and the median."""
+def _length(bars: Sequence[Bar]) -> int:
+    """Return the length of the horizontal axis."""
+    return bars[-1].last - bars[0].first + 2
+
+
+def _draw_bars(
+    axes: Axes,
+    bars: Sequence[Bar],
+    bounds: tuple[float, float],
+    *,
+    points: float,
+    units: float,
+) -> None:
+    """Draw each bar: all channels, the middle half of them, and the median.
+
+    Args:
+        axes: Where.
+        bars: What.
+        bounds: Of the vertical axis.
+        points: The width of a bar, in points.
+        units: The same, in units of the horizontal axis.
+    """
     foot, top = bounds
     drawn = [(_middle(bar), bar.spread) for bar in bars if bar.spread]
 
@@ -158,14 +179,13 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar], width: float, bounds: tuple[floa
         for place, spread in drawn:
             low, high = (min(max(end, foot / 2), top) for end in ends(spread))
             strokes.append((place, place, low, high))
-        _draw_strokes(axes, strokes, width, alpha)
+        _draw_strokes(axes, strokes, points, alpha)
 
     upright(lambda spread: (spread.lowest, spread.highest), alpha=0.3)
     upright(lambda spread: (spread.lower_quartile, spread.upper_quartile), alpha=0.55)
-    half = 0.4 * (bars[0].last - bars[0].first + 1)
     middles = [(place, spread.median) for place, spread in drawn]
     medians = [
-        (place - half, place + half, median, median)
+        (place - 0.6 * units, place + 0.6 * units, median, median)
         for place, median in middles
         if foot <= median <= top
     ]

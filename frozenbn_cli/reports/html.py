@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -60,7 +59,14 @@ class _Differences:
 
 def has_charts() -> bool:
     """Return whether what draws charts is installed: the extra ``report``."""
-    return importlib.util.find_spec("matplotlib") is not None
+    return _charts_module() is not None
+
+
+def _charts_module() -> Any:
+    try:
+        return import_quietly("frozenbn_cli.reports.charts")
+    except ImportError:  # No matplotlib, or one that lacks something itself.
+        return None
 
 
 def render(page: Page) -> str:
@@ -75,7 +81,7 @@ def render(page: Page) -> str:
     )
     environment.filters["printable"] = printable
     digest = hashlib.sha256(script.encode()).digest()
-    charts = import_quietly("frozenbn_cli.reports.charts") if has_charts() else None
+    charts = _charts_module()
     return environment.from_string(template).render(
         page=page,
         css=css,

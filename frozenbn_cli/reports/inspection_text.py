@@ -172,7 +172,11 @@ def range_text(values: tuple[float, float], dots: str) -> str:
     low, high = values
     if math.isnan(low):
         return "NaN"
-    return f"{low:.2g} {dots} {high:.2g}"
+    return f"{_short(low)} {dots} {_short(high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
 def _bar(counts: tuple[int, ...], console: Console) -> str:

@@ -133,20 +133,19 @@ def _conversion_state(plan: LayerPlan, outcome: str, proven: bool) -> tuple[str,
 def verification_section(result: VerificationResult) -> Section:
     """Return the section on a verification."""
     differing = {
-        item.place
+        item.place: item.tolerated
         for claim in result.claims
         if claim.name == "layers"
         for item in claim.differences
-        if not item.tolerated
     }
-    claim = _status(result.claims, "layers")
+    proven = _status(result.claims, "layers") == "equal"
     shown = {id(plan) for plan in folded(result.plan, all_layers=False)[0]}
     layers = tuple(
         _layer_row(
             number,
             plan,
             summary=result.summaries.get(plan.layer.name),
-            state=_verified_state(plan, result.frozen, differing, claim),
+            state=_verified_state(plan, result.frozen, differing, proven),
             prominent=id(plan) in shown or plan.layer.name in differing,
         )
         for number, plan in enumerate(result.plan.layers, 1)
@@ -193,15 +192,16 @@ def verification_section(result: VerificationResult) -> Section:
 
 
 def _verified_state(
-    plan: LayerPlan, frozen: Mapping[str, object], differing: set[str], claim: str
+    plan: LayerPlan, frozen: Mapping[str, object], differing: Mapping[str, bool], proven: bool
 ) -> tuple[str, Tone]:
     name = plan.layer.name
-    if (name or "the layer") in differing:
-        return "different", "bad"
+    tolerated = differing.get(name or "the layer")
+    if tolerated is not None:
+        return ("frozen, within tolerance", "warn") if tolerated else ("different", "bad")
     if name not in frozen:
         return ("frozen before", "plain") if plan.layer.frozen_already else ("live", "warn")
-    # Where the claim fails, the layers that it does not name were found equal.
-    return ("frozen", "plain") if claim == "not verified" else ("frozen, equal", "good")
+    # Where the claim as a whole does not hold, a layer that it does not name may not have been run.
+    return ("frozen, equal", "good") if proven else ("frozen", "plain")
 
 
 # Inspections
