@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from frozenbn_cli import __version__, options
@@ -34,6 +36,13 @@ from frozenbn_cli.reports.documents import (
     verification_document,
 )
 from frozenbn_cli.reports.inspection_text import inspection_report
+from frozenbn_cli.reports.page import Section
+from frozenbn_cli.reports.report_file import ReportFile
+from frozenbn_cli.reports.sections import (
+    conversion_section,
+    inspection_section,
+    verification_section,
+)
 from frozenbn_cli.reports.terminal import conversion_report
 from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
@@ -90,6 +99,8 @@ def inspect(
     model_arg: options.ModelArg = None,
     all_layers: options.AllLayers = False,
     check: options.Check = False,
+    report: options.Report = None,
+    force: options.ForceReport = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -99,6 +110,7 @@ def inspect(
     named.
     """
     target = options.parse_model(model, model_arg)
+    report_file = _report_file(report, checkpoints, force=force)
     found: list[Inspection | FrozenBNError] = []
     console = make_console(sys.stdout)
     for path in checkpoints:
@@ -110,6 +122,7 @@ def inspect(
                 eps=eps,
                 selection=Selection.of(include or (), exclude or ()),
                 model=target,
+                summarize=report_file is not None,
             )
         except FrozenBNError as error:
             found.append(error)
@@ -122,12 +135,18 @@ def inspect(
                 if len(found) > 1:
                     print_report(console, Text())
                 print_report(console, inspection_report(inspection, console, all_layers=all_layers))
-    if as_json:
-        with _reader_may_leave():
-            typer.echo(to_json(inspection_document(found)))
+    document = inspection_document(found)
+    failed = _write_report(
+        report_file, "inspect", [inspection_section(item) for item in found], document
+    )
+    with _reader_may_leave():
+        if as_json:
+            typer.echo(to_json(document))
+        elif not quiet and not failed:
+            _announce(report_file, console)
     failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
     unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))
-    raise typer.Exit(max(failures, default=_UNHEALTHY if check and unhealthy else 0))
+    raise typer.Exit(max(failed, *failures, _UNHEALTHY if check and unhealthy else 0))
 
 
 @app.command(epilog=options.CONVERT_EXAMPLES)
@@ -152,6 +171,7 @@ def convert(
     runs: options.Runs = 1,
     trust: options.Trust = False,
     all_layers: options.AllLayers = False,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -162,6 +182,7 @@ def convert(
     archive is rewritten as it lies in the file; to verify the result, it is then
     run.
     """
+    report_file = _report_file(report, [checkpoint, output], force=force)
     how = ConvertOptions(
         to=to.value if to else None,
         key=key,
@@ -178,16 +199,23 @@ def convert(
         seed=seed,
         runs=runs,
         trust=trust,
+        summarize=report_file is not None,
     )
 
     @_reader_may_leave()
-    def show(result: ConversionResult, error: RefusedError | None = None) -> None:
+    def show(result: ConversionResult, error: RefusedError | None = None) -> int:
+        failure = {"error": error_fields(error)} if error else {}
+        document = conversion_document(result) | failure
+        section = conversion_section(result, error)
+        failed = _write_report(report_file, "convert", [section], document)
         if as_json:
-            failure = {"error": error_fields(error)} if error else {}
-            typer.echo(to_json(conversion_document(result) | failure))
+            typer.echo(to_json(document))
         elif not quiet:
             console = make_console(sys.stdout)
             print_report(console, conversion_report(result, console, all_layers=all_layers))
+            if not failed:
+                _announce(report_file, console)
+        return failed
 
     try:
         with ProgressBar(sys.stderr) as progress:
@@ -195,9 +223,9 @@ def convert(
     except RefusedError as error:
         if error.result is None:
             raise
-        show(error.result, error)
-        raise typer.Exit(_complain(error)) from error
-    show(result)
+        failed = show(error.result, error)
+        raise typer.Exit(max(failed, _complain(error))) from error
+    raise typer.Exit(show(result))
 
 
 @app.command(epilog=options.VERIFY_EXAMPLES)
@@ -217,6 +245,8 @@ def verify(
     atol: options.AbsoluteTolerance = 0.0,
     rtol: options.RelativeTolerance = 0.0,
     trust: options.Trust = False,
+    report: options.Report = None,
+    force: options.ForceReport = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -226,6 +256,7 @@ def verify(
     tolerance is given; what differs is named and measured. Exits with 0 if
     nothing differs, and 1 if something does.
     """
+    report_file = _report_file(report, [original, converted], force=force)
     verify_files = import_quietly("frozenbn_cli.verification.files").verify_files
     how = VerifyOptions(
         key=key,
@@ -239,16 +270,52 @@ def verify(
         atol=atol,
         rtol=rtol,
         trust=trust,
+        summarize=report_file is not None,
     )
     with ProgressBar(sys.stderr) as progress:
         result = verify_files(original, converted, options=how, progress=progress)
+    document = verification_document(result)
+    failed = _write_report(report_file, "verify", [verification_section(result)], document)
     with _reader_may_leave():
         if as_json:
-            typer.echo(to_json(verification_document(result)))
+            typer.echo(to_json(document))
         elif not quiet:
             console = make_console(sys.stdout)
             print_report(console, verification_report(result, console))
-    raise typer.Exit(0 if result.verdict == "passed" else _DIFFERENT)
+            if not failed:
+                _announce(report_file, console)
+    raise typer.Exit(max(failed, 0 if result.verdict == "passed" else _DIFFERENT))
+
+
+def _report_file(
+    path: Path | None, others: Sequence[Path | None], *, force: bool
+) -> ReportFile | None:
+    """Return the report that is asked for, if one is; refuse it before any work is done."""
+    if path is None:
+        return None
+    report = ReportFile(path, replace=force)
+    report.check(others)
+    return report
+
+
+def _write_report(
+    report: ReportFile | None,
+    command: Literal["convert", "inspect", "verify"],
+    sections: Sequence[Section],
+    document: dict[str, Any],
+) -> int:
+    """Write the report that was asked for, if one was; return the exit code that this takes."""
+    if report is not None:
+        try:
+            report.write(command, sections, document)
+        except FrozenBNError as error:
+            return _complain(error)
+    return 0
+
+
+def _announce(report: ReportFile | None, console: Console) -> None:
+    if report is not None:
+        print_report(console, Text(f"\n{report.announcement}"))
 
 
 def main() -> NoReturn:

@@ -38,6 +38,7 @@ from frozenbn_cli.outputs import (
 )
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.options import RunOptions
@@ -70,6 +71,7 @@ class ConvertOptions(RunOptions):
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
     """
 
     to: OutputFormat | None = None
@@ -81,6 +83,7 @@ class ConvertOptions(RunOptions):
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
+    summarize: bool = False
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
@@ -117,6 +120,7 @@ class ConversionResult:
         model: The name of the model that the layers were described by; empty if there is none.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
             reason; empty for all else.
+        summaries: The numbers of each layer, by name, where the options ask for them.
         seconds: The time of each stage.
     """
 
@@ -139,6 +143,7 @@ class ConversionResult:
     claims: tuple[Claim, ...] = ()
     model: str = ""
     made: str = ""
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -226,6 +231,7 @@ class _Conversion:
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
             model=name_of_model(self._options.model),
+            summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._seconds,
         )
         self._refuse(planned)

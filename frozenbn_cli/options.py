@@ -29,6 +29,7 @@ __all__ = [
     "Eps",
     "Exclude",
     "Force",
+    "ForceReport",
     "ForceUnhealthy",
     "Format",
     "Include",
@@ -43,6 +44,7 @@ __all__ = [
     "OutputPath",
     "Quiet",
     "RelativeTolerance",
+    "Report",
     "Runs",
     "Seed",
     "To",
@@ -232,12 +234,16 @@ To = Annotated[
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Replace an output that exists.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--force", help="Replace an output, or a report, that exists.", rich_help_panel=_OUTPUT
+    ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Show what would be done; write nothing.", rich_help_panel=_OUTPUT
+        "--dry-run",
+        help="Show what would be done; write nothing but the report that is asked for.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 NoVerify = Annotated[
@@ -354,6 +360,21 @@ AsJson = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_REPORT),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write a report, also where the answer is no: one .html file with charts and all "
+        "layers, .md for GitHub, or .json, which is what --json prints.",
+        show_default=False,
+        rich_help_panel=_REPORT,
+    ),
+]
+ForceReport = Annotated[
+    bool,
+    typer.Option("--force", help="Replace a report that exists.", rich_help_panel=_REPORT),
 ]
 Check = Annotated[
     bool,

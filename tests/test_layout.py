@@ -20,6 +20,7 @@ LEVELS = [
     {"conversion", "inspection"},
     {"scripting"},
     {"verification"},
+    {"summaries"},
     {"plan"},
     {"outputs"},
     {"loading", "live_models"},

@@ -60,10 +60,12 @@ def broken() -> State:
     return state
 
 
-def converted(tmp_path: Path, state: State, name: str = "model.pt") -> ConversionResult:
+def converted(
+    tmp_path: Path, state: State, name: str = "model.pt", *, summarize: bool = False
+) -> ConversionResult:
     source = save(tmp_path / name, state)
     try:
-        result = convert_file(source, options=ConvertOptions(verify=True))
+        result = convert_file(source, options=ConvertOptions(summarize=summarize))
     except RefusedError as error:
         result = error.result
     return replace(

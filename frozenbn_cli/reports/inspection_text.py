@@ -30,7 +30,13 @@ from frozenbn_cli.reports.pieces import (
 )
 from frozenbn_cli.wording import counted
 
-__all__ = ["inspection_report"]
+__all__ = [
+    "inspection_report",
+    "part_facts",
+    "part_notes",
+    "range_text",
+    "what_convert_would_do",
+]
 
 
 _ENDLESS = 10_000
@@ -48,7 +54,7 @@ def inspection_report(
         console: Where it will be printed, for its width and encoding.
         all_layers: Show every layer; a long table is folded otherwise.
     """
-    blocks: list[list[RenderableType]] = [
+    blocks: list[Sequence[RenderableType]] = [
         [_header(inspection, console)],
         foreign_lines(inspection.foreign_names),
     ]
@@ -58,7 +64,7 @@ def inspection_report(
         blocks.append([*heading, _summary(part, console)])
         if part.plan.layers:
             blocks.append(_layers(part, console, all_layers))
-        blocks += [finding_lines(part.plan), _notes(part)]
+        blocks += [finding_lines(part.plan), part_notes(part)]
     blocks.append(_outlook(inspection))
     return separated(blocks)
 
@@ -76,6 +82,11 @@ def _header(inspection: Inspection, console: Console) -> Text:
 
 
 def _summary(part: InspectedStateDict, console: Console) -> Text:
+    return Text(f" {symbol(console, '·')} ".join(part_facts(part)))
+
+
+def part_facts(part: InspectedStateDict) -> list[str]:
+    """Return what a state dict consists of, in a few words each."""
     layers = part.plan.layers
     dims = Counter(
         f"{plan.layer.spatial_dims}d" if plan.layer.spatial_dims else "of unknown dimensions"
@@ -89,7 +100,7 @@ def _summary(part: InspectedStateDict, console: Console) -> Text:
     facts.append(counted(len(layers), "BatchNorm layer") + (f" ({of_each})" if layers else ""))
     if frozen := sum(plan.layer.frozen_already for plan in layers):
         facts.append(f"{frozen} frozen already")
-    return Text(f" {symbol(console, '·')} ".join(facts))
+    return facts
 
 
 def _count_text(count: int) -> str:
@@ -137,7 +148,7 @@ def _cells(
     plan: LayerPlan, statistics: Statistics | None, console: Console, wide: bool
 ) -> list[Text | str]:
     layer = plan.layer
-    unknown = symbol(console, "–")
+    unknown, dots = symbol(console, "–"), symbol(console, "…")
     cells: list[Text | str] = [
         name_cell(plan),
         f"{layer.channels:,}",
@@ -148,9 +159,9 @@ def _cells(
         cells += [
             unknown if layer.momentum is None else f"{layer.momentum:g}",
             unknown if layer.batches_tracked is None else f"{layer.batches_tracked:,}",
-            _range_text(statistics.mean, console) if statistics else unknown,
+            range_text(statistics.mean, dots) if statistics else unknown,
         ]
-    cells.append(_range_text(statistics.variance, console) if statistics else unknown)
+    cells.append(range_text(statistics.variance, dots) if statistics else unknown)
     if wide:
         cells.append(_bar(statistics.variance_decades, console) if statistics else "")
     findings = findings_cell(plan.findings, console)
@@ -173,11 +184,16 @@ def _dims(plan: LayerPlan, unknown: str, wide: bool) -> str:
     return f"{layer.spatial_dims}d{source}"
 
 
-def _range_text(values: tuple[float, float], console: Console) -> str:
+def range_text(values: tuple[float, float], dots: str) -> str:
+    """Return the smallest and the largest value, with ``dots`` between."""
     low, high = values
     if math.isnan(low):
         return "NaN"
-    return f"{low:.2g} {symbol(console, '…')} {high:.2g}"
+    return f"{_short(low)} {dots} {_short(high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
 def _bar(counts: tuple[int, ...], console: Console) -> str:
@@ -189,7 +205,8 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
     )
 
 
-def _notes(part: InspectedStateDict) -> list[RenderableType]:
+def part_notes(part: InspectedStateDict) -> list[Text]:
+    """Return what is left alone, left out or does not fit, a line each."""
     lines = left_alone_lines(part.plan, part.prefix)
     lines += [Text(f"does not fit the model: {printable(text)}") for text in part.misfits]
     if part.left_out:
@@ -203,7 +220,7 @@ def _outlook(inspection: Inspection) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if inspection.beside:
         lines.append(Text(f"beside: {named(_described(inspection.beside), 8)}"))
-    lines.append(Text(printable(_what_convert_would_do(inspection))))
+    lines.append(Text(printable(what_convert_would_do(inspection))))
     return lines
 
 
@@ -211,7 +228,8 @@ def _described(items: Mapping[str, str]) -> list[str]:
     return [f"{name} ({text})" for name, text in items.items()]
 
 
-def _what_convert_would_do(inspection: Inspection) -> str:
+def what_convert_would_do(inspection: Inspection) -> str:
+    """Return what `convert` would do with the file, or why it would not."""
     candidates = [part for part in inspection.state_dicts if part.plan.layers]
     if not inspection.state_dicts:
         return f"convert: not possible. {inspection.advice}"
