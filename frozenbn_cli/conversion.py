@@ -315,6 +315,7 @@ class _Conversion:
                 writer = self._begin(file, kept, part, record)
                 total = sum(tensor.size_bytes for tensor in kept.values())
                 writer.write_tensors(self._counter("writing", total))
+            output.sync()  # While the hashing goes on; little is left for the commit.
             record = self._record(part, plan, sha256=sha256.result())
         finally:
             hashing.shutdown(wait=False)
