@@ -186,6 +186,12 @@ class StoredTensor:
         return True
 
     @property
+    def crc32(self) -> int:
+        """The checksum of the elements that the file states; 0 where it states none."""
+        is_whole = self.is_contiguous and self.size_bytes == self.storage.size_bytes
+        return self.storage.crc32 if is_whole and not self.conjugate else 0
+
+    @property
     def _span(self) -> int:
         """The elements from the first to the last, with what lies between; 0 for none."""
         if not self.elements:
