@@ -36,12 +36,9 @@ class _InputGradientOnly(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         running_var, weight = ctx.saved_tensors
-        # The kernel computes in float32 also where the buffers are narrower.
-        variance = running_var.to(torch.promote_types(running_var.dtype, torch.float32))
-        scale = torch.rsqrt(variance + ctx.eps)
-        if weight is not None:
-            scale = scale * weight
-        scaled = (gradient * scale.view(1, -1, 1, 1)).to(gradient.dtype)
+        # gradient * weight / sqrt(running_var + eps) is what the kernel gives for mean and bias 0.
+        zeros = torch.zeros_like(running_var)
+        scaled = F.batch_norm(gradient, zeros, running_var, weight, None, False, 0.0, ctx.eps)
         return scaled, None, None, None, None, None
 
 
