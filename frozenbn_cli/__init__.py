@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from frozenbn_cli.nn import FrozenBatchNorm2d as FrozenBatchNorm2d
     from frozenbn_cli.nn import frozen_batch_norm as frozen_batch_norm
     from frozenbn_cli.selection import Selection as Selection
+    from frozenbn_cli.verification.files import VerificationResult as VerificationResult
+    from frozenbn_cli.verification.files import verify_files as verify_files
+    from frozenbn_cli.verification.options import VerifyOptions as VerifyOptions
 
 __version__ = "0.1.0"
 
@@ -32,6 +35,8 @@ _HOMES = {
     "FrozenBatchNorm2d": "nn",
     "Inspection": "inspection",
     "Selection": "selection",
+    "VerificationResult": "verification.files",
+    "VerifyOptions": "verification.options",
     "convert_bn_to_frozen": "modules",
     "convert_file": "conversion",
     "convert_frozen_to_bn": "modules",
@@ -39,6 +44,7 @@ _HOMES = {
     "inspect_file": "inspection",
     "load_frozen": "loading",
     "survey_batch_norms": "modules",
+    "verify_files": "verification.files",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604  # The names are strings.

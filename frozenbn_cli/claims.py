@@ -2,27 +2,123 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Claim", "ClaimName"]
+__all__ = ["Claim", "ClaimName", "Difference", "Measure", "Verdict", "verdict"]
 
 ClaimName = Literal["contents", "layers", "model"]
+Verdict = Literal["passed", "failed", "not verified"]
+
+# Beyond these they say nothing; between 1 and -1 lie two thousand millions.
+_FEW_ULPS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """By how much two tensors of one shape differ, element by element, computed in float64.
+
+    Attributes:
+        elements: How many there are.
+        differing: How many of them differ; NaN does not differ from NaN.
+        absolute: The largest absolute difference; infinite where NaN meets a number.
+        index: Where it is.
+        before: The value there in the original.
+        after: The value there in the converted.
+        relative: The largest difference relative to the original's value.
+        relative_index: Where that is.
+        ulps: The largest number of representable values between two; None for other than floats
+            of one dtype.
+        mean: Of the absolute difference over all elements.
+        percentile_99: Of the absolute difference over all elements.
+    """
+
+    elements: int
+    differing: int
+    absolute: float
+    index: tuple[int, ...]
+    before: float | complex
+    after: float | complex
+    relative: float
+    relative_index: tuple[int, ...]
+    ulps: int | None
+    mean: float
+    percentile_99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place in which two files or models differ.
+
+    Attributes:
+        place: The entry, the layer, or the part of the output.
+        problem: What is wrong, in words; empty where the numbers say all.
+        measure: By how much; None where there is nothing to compare.
+        tolerated: Whether it is within the tolerance that was given.
+    """
+
+    place: str
+    problem: str = ""
+    measure: Measure | None = None
+    tolerated: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.problem] if self.problem else []
+        if found := self.measure:
+            if found.differing:
+                verb = "differs" if found.differing == 1 else "differ"
+                ulps = f" ({found.ulps:,} ULP)" if found.ulps and found.ulps <= _FEW_ULPS else ""
+                parts.append(
+                    f"{found.differing:,} of {found.elements:,} elements {verb}, "
+                    f"by up to {found.absolute:.3g}{ulps}"
+                )
+            elif not parts:
+                parts.append("differs in bits that are no value: the sign of 0, or of which NaN")
+        return f"{self.place}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that has to hold of the written file.
+    """Something that has to hold of the converted file.
 
     Attributes:
         name: ``contents``: every entry that was not to change is bit-identical. ``layers``: every
             frozen layer computes what its BatchNorm2d does in eval. ``model``: the whole does.
         status: ``equal``, ``different`` or ``not verified``.
-        detail: What was compared, where the first difference is, or why nothing was compared.
-        checked: How many entries or layers were compared.
+        detail: What was compared, what the first difference is, or why nothing was compared.
+        checked: How many entries, layers or outputs were compared.
+        differences: Every one that was found, in the order of the model; tolerated ones too.
+        begins: Where along its layers a model's outputs begin to differ; empty if unknown.
     """
 
     name: ClaimName
     status: Literal["equal", "different", "not verified"]
     detail: str
     checked: int = 0
+    differences: tuple[Difference, ...] = ()
+    begins: str = ""
+
+    @property
+    def smallest_atol(self) -> float | None:
+        """The smallest absolute tolerance that would let it pass; None if none would."""
+        return self._smallest("absolute")
+
+    @property
+    def smallest_rtol(self) -> float | None:
+        """The smallest relative tolerance that would let it pass; None if none would."""
+        return self._smallest("relative")
+
+    def _smallest(self, which: Literal["absolute", "relative"]) -> float | None:
+        found = [getattr(item.measure, which, math.inf) for item in self.differences]
+        largest: float = max(found, default=math.inf)
+        return largest if largest < math.inf else None
+
+
+def verdict(claims: Iterable[Claim]) -> Verdict:
+    """Return what claims amount to; those not verified say nothing beside one that is equal."""
+    statuses = {claim.status for claim in claims}
+    if "different" in statuses:
+        return "failed"
+    return "passed" if "equal" in statuses else "not verified"

@@ -17,6 +17,7 @@ from rich.text import Text
 from frozenbn_cli import __version__, options
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
+from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.reports.console import (
     ProgressBar,
@@ -30,14 +31,17 @@ from frozenbn_cli.reports.documents import (
     error_fields,
     inspection_document,
     to_json,
+    verification_document,
 )
 from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report
+from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.options import VerifyOptions
 
 __all__ = ["app", "main", "run"]
 
-_UNHEALTHY = 1
+_UNHEALTHY = _DIFFERENT = 1
 _INTERRUPTED = 130
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -74,7 +78,7 @@ def frozenbn(
     """Freeze the BatchNorm2d layers of PyTorch model files."""
 
 
-@app.command()
+@app.command(epilog=options.INSPECT_EXAMPLES)
 def inspect(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
@@ -82,6 +86,8 @@ def inspect(
     eps: options.Eps = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
     all_layers: options.AllLayers = False,
     check: options.Check = False,
     as_json: options.AsJson = False,
@@ -89,8 +95,10 @@ def inspect(
 ) -> None:
     """Show what model files are, and whether their running statistics mean anything.
 
-    Nothing in a file is executed, and torch is not imported.
+    Nothing in a file is executed, and torch is not imported unless a model is
+    named.
     """
+    target = options.parse_model(model, model_arg)
     found: list[Inspection | FrozenBNError] = []
     console = make_console(sys.stdout)
     for path in checkpoints:
@@ -101,6 +109,7 @@ def inspect(
                 keep_prefix=keep_prefix,
                 eps=eps,
                 selection=Selection.of(include or (), exclude or ()),
+                model=target,
             )
         except FrozenBNError as error:
             found.append(error)
@@ -121,7 +130,7 @@ def inspect(
     raise typer.Exit(max(failures, default=_UNHEALTHY if check and unhealthy else 0))
 
 
-@app.command()
+@app.command(epilog=options.CONVERT_EXAMPLES)
 def convert(
     checkpoint: options.Checkpoint,
     output: options.OutputPath = None,
@@ -134,8 +143,13 @@ def convert(
     force_unhealthy: options.ForceUnhealthy = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
     no_verify: options.NoVerify = False,
     input_shape: options.InputShape = None,
+    inputs: options.Inputs = None,
+    seed: options.Seed = 0,
+    runs: options.Runs = 1,
     trust: options.Trust = False,
     all_layers: options.AllLayers = False,
     as_json: options.AsJson = False,
@@ -144,8 +158,9 @@ def convert(
     """Freeze the BatchNorm2d layers of a model file and write the result.
 
     The result is verified before it gets its name. The input is never changed,
-    and no pickled code in it is executed. A TorchScript archive is rewritten as
-    it lies in the file; to verify the result, it is then run.
+    and no pickled code in it is executed unless it is trusted. A TorchScript
+    archive is rewritten as it lies in the file; to verify the result, it is then
+    run.
     """
     how = ConvertOptions(
         to=to.value if to else None,
@@ -157,7 +172,11 @@ def convert(
         force_unhealthy=force_unhealthy,
         dry_run=dry_run,
         verify=not no_verify,
+        model=options.parse_model(model, model_arg),
         input_shapes=options.parse_shapes(input_shape),
+        inputs=inputs,
+        seed=seed,
+        runs=runs,
         trust=trust,
     )
 
@@ -179,6 +198,57 @@ def convert(
         show(error.result, error)
         raise typer.Exit(_complain(error)) from error
     show(result)
+
+
+@app.command(epilog=options.VERIFY_EXAMPLES)
+def verify(
+    original: options.Original,
+    converted: options.Converted,
+    key: options.Key = None,
+    eps: options.Eps = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    input_shape: options.InputShape = None,
+    inputs: options.Inputs = None,
+    seed: options.Seed = 0,
+    runs: options.Runs = 1,
+    atol: options.AbsoluteTolerance = 0.0,
+    rtol: options.RelativeTolerance = 0.0,
+    trust: options.Trust = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check that one model file is another with its BatchNorm2d layers frozen.
+
+    Contents, layers and the whole model are compared, to the last bit unless a
+    tolerance is given; what differs is named and measured. Exits with 0 if
+    nothing differs, and 1 if something does.
+    """
+    verify_files = import_quietly("frozenbn_cli.verification.files").verify_files
+    how = VerifyOptions(
+        key=key,
+        eps=eps,
+        selection=Selection.of(include or (), exclude or ()),
+        model=options.parse_model(model, model_arg),
+        input_shapes=options.parse_shapes(input_shape),
+        inputs=inputs,
+        seed=seed,
+        runs=runs,
+        atol=atol,
+        rtol=rtol,
+        trust=trust,
+    )
+    with ProgressBar(sys.stderr) as progress:
+        result = verify_files(original, converted, options=how, progress=progress)
+    with _reader_may_leave():
+        if as_json:
+            typer.echo(to_json(verification_document(result)))
+        elif not quiet:
+            console = make_console(sys.stdout)
+            print_report(console, verification_report(result, console))
+    raise typer.Exit(0 if result.verdict == "passed" else _DIFFERENT)
 
 
 def main() -> NoReturn:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
@@ -28,7 +26,9 @@ from frozenbn_cli.errors import (
     VerificationError,
     located,
 )
+from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.model_target import name_of_model
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -36,11 +36,14 @@ from frozenbn_cli.outputs import (
     TorchScriptOutput,
     default_output,
 )
-from frozenbn_cli.plan import Plan, plan_state_dict
+from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.options import RunOptions
+
+if TYPE_CHECKING:
+    from frozenbn_cli.scripting import Made
 
 __all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_file"]
 
@@ -49,27 +52,24 @@ Progress = Callable[[str, int, int], None]
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 _FROZEN_VERSION = 1  # BatchNorm's is 2: an old layer is told from a frozen one by it.
-_NO_MODEL = "a state dict holds no model that could be run"
 _SKIPPED = "skipped by --no-verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertOptions:
+class ConvertOptions(RunOptions):
     """How to convert.
 
     Attributes:
         to: The format of the output; None for TorchScript where the input is, else safetensors.
         key: Which state dict of a file that holds several, such as ``model_ema``.
         keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
-        eps: Of every layer whose eps the file does not hold; None assumes PyTorch's 1e-5.
+        eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
+            1e-5.
         selection: Which layers to freeze.
         force: Replace an output that exists.
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
-        input_shapes: Of the inputs that a TorchScript archive is run on, to verify it; found from
-            its first convolution if there are none.
-        trust: Run an archive also where its code has operators that read or write files.
     """
 
     to: OutputFormat | None = None
@@ -81,10 +81,9 @@ class ConvertOptions:
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
-    input_shapes: tuple[tuple[int, ...], ...] = ()
-    trust: bool = False
 
     def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
         if self.to is not None and self.to not in OUTPUTS:
             raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
@@ -115,6 +114,9 @@ class ConversionResult:
             whether it would also be called.
         plan: Layers, findings and edits.
         claims: What was verified.
+        model: The name of the model that the layers were described by; empty if there is none.
+        made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
+            reason; empty for all else.
         seconds: The time of each stage.
     """
 
@@ -135,6 +137,8 @@ class ConversionResult:
     foreign_names: Mapping[str, bool]
     plan: Plan
     claims: tuple[Claim, ...] = ()
+    model: str = ""
+    made: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -172,14 +176,6 @@ def convert_file(
     options = options or ConvertOptions()
     with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
         to = options.to or ("torchscript" if checkpoint.script else "safetensors")
-        if to == "torchscript" and not checkpoint.script:
-            raise UsageError(
-                "--to torchscript",
-                where=(str(path),),
-                expected="a TorchScript archive",
-                found=checkpoint.kind,
-                advice="Write --to safetensors, and load it with load_frozen before scripting.",
-            )
         target = default_output(path, to) if output is None else Path(output)
         return _Conversion(checkpoint, target, to, options, progress).run()
 
@@ -203,16 +199,17 @@ class _Conversion:
         self._seconds: dict[str, float] = {}
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
+        self._made: Made | None = None
 
     def run(self) -> ConversionResult:
         output = AtomicOutput(self._target, replace=self._options.force)
         self._check_target(output)
         with self._timed("plan"), located(self._place):
-            part = self._checkpoint.state_dict(self._options.key)
+            part = self._described(self._checkpoint.state_dict(self._options.key))
             _refuse_unsupported(part)
             plan = self._plan(part)
-            if self._to == "torchscript" and self._checkpoint.script:
-                plan = self._rewrite(self._checkpoint.script, plan)
+            if self._to == "torchscript":
+                plan = self._plan_torchscript(part, plan)
         planned = ConversionResult(
             outcome="planned",
             input_path=self._checkpoint.path,
@@ -228,6 +225,7 @@ class _Conversion:
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
+            model=name_of_model(self._options.model),
             seconds=self._seconds,
         )
         self._refuse(planned)
@@ -246,14 +244,33 @@ class _Conversion:
                 advice="Name another output with -o.",
             )
 
+    def _described(self, part: StateDict) -> StateDict:
+        """Return the state dict with what the model says of its layers, if there is one."""
+        if self._options.model is None or self._checkpoint.script:
+            return part
+        live_models = import_quietly("frozenbn_cli.live_models")
+        described, _ = live_models.described_by(self._options.model, part, strict=True)
+        return cast(StateDict, described)
+
     def _plan(self, part: StateDict) -> Plan:
         eps = self._options.eps
         plan = plan_state_dict(
             part, self._checkpoint.metadata, eps=eps, selection=self._options.selection
         )
-        sources = {item.layer.eps.source for item in plan.layers}
-        if eps is not None and sources and "given" not in sources:
-            raise UsageError("eps is given, and the file holds that of every layer")
+        check_eps_is_wanted(plan, eps)
+        return plan
+
+    def _plan_torchscript(self, part: StateDict, plan: Plan) -> Plan:
+        if self._checkpoint.script:
+            return self._rewrite(self._checkpoint.script, plan)
+        if self._options.model is None and not (part.is_module and self._options.trust):
+            trust = "--trust, or " if part.is_module else ""
+            raise UsageError(
+                "--to torchscript",
+                expected="a TorchScript archive, or a model",
+                found=self._checkpoint.kind,
+                advice=f"Pass {trust}--model package.module:callable.",
+            )
         return plan
 
     def _rewrite(self, script: ScriptArchive, plan: Plan) -> Plan:
@@ -287,15 +304,15 @@ class _Conversion:
         with self._timed("write"):
             writer, record = self._write(output, kept, part, plan)
         with self._timed("verify"):
-            claims = self._verify(output.path, kept, plan)
+            claims = self._verify(output.path, kept, part, plan)
         digest = str(record.source["sha256"])
-        result = replace(planned, claims=claims, input_sha256=digest)
+        result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
         _refuse_difference(result)
         proven = tuple(claim.name for claim in claims if claim.status == "equal")
         record = replace(record, verified=proven)
         with output.writing():
             writer.finish(record)
-        _check_record(output.path, kept, record)
+        _check_record(output.path, kept.keys() | self._added, record)
         output.commit()
         return replace(result, outcome="converted", output_bytes=self._target.stat().st_size)
 
@@ -311,9 +328,12 @@ class _Conversion:
         try:
             sha256 = hashing.submit(self._checkpoint.fingerprint)
             record = self._record(part, plan, sha256="0" * 64)
-            with output.writing() as file, located(self._place):
-                writer = self._begin(file, kept, part, record)
-                total = sum(tensor.size_bytes for tensor in kept.values())
+            total = sum(tensor.size_bytes for tensor in kept.values())
+            with (
+                output.writing() as file,
+                located(self._place),
+                self._begun(file, kept, part, record) as writer,
+            ):
                 writer.write_tensors(self._counter("writing", total))
             output.sync()  # While the hashing goes on; little is left for the commit.
             record = self._record(part, plan, sha256=sha256.result())
@@ -323,26 +343,47 @@ class _Conversion:
             writer.finish(replace(record, verified=()))
         return writer, record
 
-    def _begin(
+    @contextmanager
+    def _begun(
         self,
         file: BinaryIO,
         kept: Mapping[str, StoredTensor],
         part: StateDict,
         longest: ConversionRecord,
-    ) -> Output:
+    ) -> Iterator[Output]:
+        """Begin the output; what it is made of is there until its tensors are written."""
         script = self._checkpoint.script
         if self._rewriting and script:
-            return TorchScriptOutput(file, script, self._rewriting)
-        begin = OUTPUTS[self._to]
-        versions = dict(part.versions)
-        versions |= {name: _FROZEN_VERSION for name in longest.layers if name in versions}
-        return begin(
-            file,
-            kept,
-            metadata=self._checkpoint.metadata,
-            longest_record=longest,
-            versions=versions,
+            yield TorchScriptOutput(file, script, self._rewriting)
+        elif self._to == "torchscript":
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                self._archive(folder, part, longest) as made,
+            ):
+                yield TorchScriptOutput(file, made, Rewriting({}, frozenset(), frozenset()))
+        else:
+            versions = dict(part.versions)
+            versions |= {name: _FROZEN_VERSION for name in longest.layers if name in versions}
+            yield OUTPUTS[self._to](
+                file,
+                kept,
+                metadata=self._checkpoint.metadata,
+                longest_record=longest,
+                versions=versions,
+            )
+
+    @contextmanager
+    def _archive(
+        self, folder: str, part: StateDict, record: ConversionRecord
+    ) -> Iterator[ScriptArchive]:
+        """Make an archive of the live model, with the layers of a record frozen."""
+        path = Path(folder, "model.pt")
+        scripting = import_quietly("frozenbn_cli.scripting")
+        self._made = scripting.make_archive(
+            self._checkpoint, part, record.layers, path, self._options
         )
+        with open_checkpoint(path) as made:
+            yield cast(ScriptArchive, made.script)
 
     def _record(self, part: StateDict, plan: Plan, *, sha256: str) -> ConversionRecord:
         """Return the record with every claim, which is as long as it can become."""
@@ -357,42 +398,38 @@ class _Conversion:
         return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS)
 
     def _verify(
-        self, written: Path, kept: Mapping[str, StoredTensor], plan: Plan
+        self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan
     ) -> tuple[Claim, ...]:
         if not self._options.verify:
-            skipped = (Claim(name, "not verified", _SKIPPED) for name in _CLAIMS[:2])
-            reason = _SKIPPED if self._rewriting else _NO_MODEL
-            return (*skipped, Claim("model", "not verified", reason))
-        verification = _import_verification()
-        file = verification.open_written(written, self._to)
-        layers = {item.layer.name: item.layer for item in plan.frozen}
-        total = sum(tensor.size_bytes for tensor in kept.values())
+            return tuple(Claim(name, "not verified", _SKIPPED) for name in _CLAIMS)
+        verification = import_quietly("frozenbn_cli.verification.output")
+        claims: tuple[Claim, ...]
         with located(self._place):
-            comparing, running = (
-                self._counter("comparing", total),
-                self._counter("running", len(layers)),
+            claims = verification.verify_output(
+                self._checkpoint,
+                part,
+                verification.Written(
+                    path=written,
+                    output_format=self._to,
+                    kept=kept,
+                    layers={item.layer.name: item.layer for item in plan.frozen},
+                    may_have=self._added,
+                    rewriting=self._rewriting,
+                ),
+                self._options,
+                self._counter,
             )
-            contents: Claim = verification.verify_contents(file, kept, comparing)
-            if self._rewriting and contents.status == "equal":
-                script = self._checkpoint.script
-                if found := verification.verify_records(written, script, self._rewriting):
-                    contents = Claim("contents", "different", found)
-            ran: Claim = verification.verify_layers(file, layers, running)
-            return contents, ran, self._verify_model(written, list(layers))
+        return claims
 
-    def _verify_model(self, written: Path, frozen: list[str]) -> Claim:
-        script = self._checkpoint.script
-        if not self._rewriting or not script:
-            return Claim("model", "not verified", _NO_MODEL)
-        if not self._options.trust and (unsafe := unsafe_operators(script)):
-            listed = ", ".join(unsafe[:3])
-            reason = f"its code has {listed}; --trust runs it all the same"
-            return Claim("model", "not verified", reason)
-        running = importlib.import_module("frozenbn_cli.running")
-        claim: Claim = running.verify_archive(
-            self._checkpoint.path, written, frozen, shapes=self._options.input_shapes
-        )
-        return claim
+    def _how_made(self) -> str:
+        if self._made is None:
+            return ""
+        reason = self._made.scripting_error
+        return f"{self._made.how} ({reason})" if reason else self._made.how
+
+    @property
+    def _added(self) -> frozenset[str]:
+        return self._made.added if self._made else frozenset()
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -409,14 +446,6 @@ class _Conversion:
         started = time.perf_counter()
         yield
         self._seconds[stage] = time.perf_counter() - started
-
-
-def _import_verification() -> ModuleType:
-    """Import the step that imports torch, which takes seconds."""
-    with warnings.catch_warnings():
-        # PyTorch says so where NumPy is not installed, which nothing here needs.
-        warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
-        return importlib.import_module("frozenbn_cli.verification")
 
 
 def _refuse_unsupported(part: StateDict) -> None:
@@ -448,11 +477,11 @@ def _refuse_difference(result: ConversionResult) -> None:
             raise error
 
 
-def _check_record(path: Path, kept: Mapping[str, StoredTensor], record: ConversionRecord) -> None:
+def _check_record(path: Path, names: Set[str], record: ConversionRecord) -> None:
     """Read back what was written last."""
     with open_checkpoint(path, keep_prefix=True) as written:
         if (
             ConversionRecord.from_metadata(written.metadata) != record
-            or written.entries.keys() != kept.keys()
+            or written.entries.keys() != names
         ):
             raise VerificationError("the record was not written as it has to be")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frozenbn_cli.batch_norm import BatchNorm
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import located
 from frozenbn_cli.findings import STRUCTURAL
+from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.model_target import name_of_model
 from frozenbn_cli.plan import LayerPlan, Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
 
@@ -59,6 +62,7 @@ class InspectedStateDict:
         unsupported: Tensors that `convert` cannot write, such as sparse ones.
         plan: The BatchNorm layers, findings, and what `convert` would do.
         statistics: Of each layer that has readable ones, by name.
+        misfits: How its entries do not fit the model that was given, in words.
     """
 
     key: str
@@ -69,6 +73,7 @@ class InspectedStateDict:
     unsupported: Mapping[str, str]
     plan: Plan
     statistics: Mapping[str, Statistics]
+    misfits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,7 @@ class Inspection:
         foreign_names: What unpickling it would import that a model has no need of, with whether
             it would also be called.
         advice: What can be done with a kind that holds no state dict.
+        model: The name of the model that its layers were described by; empty if there is none.
         seconds: How long it took.
     """
 
@@ -96,6 +102,7 @@ class Inspection:
     beside: Mapping[str, str]
     foreign_names: Mapping[str, bool]
     advice: str
+    model: str = ""
     seconds: float
 
     @property
@@ -116,6 +123,7 @@ def inspect_file(
     keep_prefix: bool = False,
     eps: float | None = None,
     selection: Selection | None = None,
+    model: Callable[[], Any] | None = None,
 ) -> Inspection:
     """Look at a checkpoint. Nothing in it is executed, and of the tensors only statistics are read.
 
@@ -125,17 +133,21 @@ def inspect_file(
         keep_prefix: Keep what wrappers put in front of every name.
         eps: Of every layer whose eps the file does not hold.
         selection: Which layers `convert` would be asked to freeze.
+        model: Returns a new module that the file belongs to, which knows each layer's class and
+            eps; this imports torch.
 
     Raises:
         InputError: The file is damaged or of an unsupported kind.
-        UsageError: There is no state dict at ``key``, or a pattern matches no layer.
+        UsageError: There is no state dict at ``key``, or a pattern matches no layer; or the model
+            cannot be built, or contradicts the file.
     """
     started = time.perf_counter()
     with open_checkpoint(path, keep_prefix=keep_prefix) as checkpoint:
         with located(str(path)):
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
             inspected = tuple(
-                _inspect(part, checkpoint, eps, selection or Selection()) for part in parts
+                _inspect(*_described(part, checkpoint, model), checkpoint, eps, selection)
+                for part in parts
             )
         return Inspection(
             path=checkpoint.path,
@@ -146,13 +158,30 @@ def inspect_file(
             beside=checkpoint.beside,
             foreign_names=checkpoint.foreign_names,
             advice=checkpoint.advice,
+            model=name_of_model(model),
             seconds=time.perf_counter() - started,
         )
 
 
+def _described(
+    part: StateDict, checkpoint: Checkpoint, model: Callable[[], Any] | None
+) -> tuple[StateDict, tuple[str, ...]]:
+    """Return a state dict with what a model says of it, and how it does not fit that model."""
+    if model is None or checkpoint.script:
+        return part, ()
+    live_models = import_quietly("frozenbn_cli.live_models")
+    described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(model, part)
+    return described
+
+
 def _inspect(
-    part: StateDict, checkpoint: Checkpoint, eps: float | None, selection: Selection
+    part: StateDict,
+    misfits: tuple[str, ...],
+    checkpoint: Checkpoint,
+    eps: float | None,
+    selection: Selection | None,
 ) -> InspectedStateDict:
+    selection = selection or Selection()
     plan = plan_state_dict(part, checkpoint.metadata, eps=eps, selection=selection)
     elements: Counter[str] = Counter()
     for tensor in part.entries.values():
@@ -165,6 +194,7 @@ def _inspect(
         left_out=part.left_out,
         unsupported=part.unsupported,
         plan=plan,
+        misfits=misfits,
         statistics={
             item.layer.name: _statistics(item.layer) for item in plan.layers if _is_readable(item)
         },

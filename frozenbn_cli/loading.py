@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 
-__all__ = ["load_frozen"]
+__all__ = ["freeze_layers", "load_frozen"]
 
 
 def load_frozen(model: nn.Module, path: str | Path) -> nn.Module:
@@ -48,16 +49,29 @@ def load_frozen(model: nn.Module, path: str | Path) -> nn.Module:
             where=(str(path),),
             advice="Load it with safetensors.torch.load_file.",
         )
-    live = {name for layer in survey_batch_norms(model) for name in layer.names}
-    if chosen := [name for name in record.layers if name in live]:
-        model = convert_bn_to_frozen(model, include=[_literal(name) for name in chosen])
-    layers = dict(model.named_modules(remove_duplicate=False))
-    for name, eps in record.layers.items():
-        _set_eps(name, layers.get(name), eps)
+    model = freeze_layers(model, record.layers)
     entries: OrderedDict[str, Tensor] = OrderedDict(_entries(Path(path), container))
     # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
     entries._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(entries, strict=True)
+    return model
+
+
+def freeze_layers(model: nn.Module, layers: Mapping[str, Eps]) -> nn.Module:
+    """Freeze the layers of these names, with their eps where that is known, in place.
+
+    Returns:
+        ``model``, or a new layer if ``model`` itself is a BatchNorm2d.
+
+    Raises:
+        UsageError: One of them cannot be frozen.
+    """
+    live = {name for layer in survey_batch_norms(model) for name in layer.names}
+    if chosen := [name for name in layers if name in live]:
+        model = convert_bn_to_frozen(model, include=[_literal(name) for name in chosen])
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, eps in layers.items():
+        _set_eps(name, modules.get(name), eps)
     return model
 
 
@@ -86,6 +100,6 @@ def _set_eps(name: str, layer: nn.Module | None, eps: Eps) -> None:
         warnings.warn(
             f"{name}: eps {layer.eps:g} of the model is replaced by {eps.value:g}, which was "
             f"{eps.source} when the file was converted",
-            stacklevel=3,
+            stacklevel=4,
         )
         layer.eps = eps.value

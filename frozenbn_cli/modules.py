@@ -20,6 +20,7 @@ __all__ = [
     "BatchNormDecision",
     "convert_bn_to_frozen",
     "convert_frozen_to_bn",
+    "is_frozen_layer",
     "survey_batch_norms",
 ]
 
@@ -126,7 +127,11 @@ def convert_frozen_to_bn(model: nn.Module, *, momentum: float | None = 0.1) -> n
     copies = _Copies()
     return _replaced(
         model,
-        {layer: _thawed(layer, copies, momentum) for layer in model.modules() if _is_frozen(layer)},
+        {
+            layer: _thawed(layer, copies, momentum)
+            for layer in model.modules()
+            if is_frozen_layer(layer)
+        },
     )
 
 
@@ -245,7 +250,8 @@ _FROZEN_ELSEWHERE = {
 }
 
 
-def _is_frozen(layer: nn.Module) -> bool:
+def is_frozen_layer(layer: nn.Module) -> bool:
+    """Return whether a layer is a frozen BatchNorm, of this package or another."""
     package = type(layer).__module__.partition(".")[0]
     return (
         type(layer) in (FrozenBatchNorm2d, FrozenBatchNormAct2d)

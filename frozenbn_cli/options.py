@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from frozenbn_cli.errors import UsageError
+from frozenbn_cli.model_target import ModelTarget
+
 __all__ = [
+    "CONVERT_EXAMPLES",
+    "INSPECT_EXAMPLES",
+    "VERIFY_EXAMPLES",
+    "AbsoluteTolerance",
     "AllLayers",
     "AsJson",
     "Check",
     "Checkpoint",
     "Checkpoints",
+    "Converted",
     "DryRun",
     "Eps",
     "Exclude",
@@ -24,15 +33,28 @@ __all__ = [
     "Format",
     "Include",
     "InputShape",
+    "Inputs",
     "KeepPrefix",
     "Key",
+    "Model",
+    "ModelArg",
     "NoVerify",
+    "Original",
     "OutputPath",
     "Quiet",
+    "RelativeTolerance",
+    "Runs",
+    "Seed",
     "To",
     "Trust",
+    "parse_model",
     "parse_shapes",
 ]
+
+
+def _examples(*commands: str) -> str:
+    """Return the foot of a command's help."""
+    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 def _check_eps(eps: float | None) -> float | None:
@@ -48,13 +70,72 @@ def _check_shapes(shapes: list[str] | None) -> list[str] | None:
     return shapes
 
 
+def _check_tolerance(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter("must be a finite number, 0 or more")
+    return value
+
+
+_PYTHON_WORDS = {"True", "False", "None", "nan", "inf"}
+
+
+def _check_model_arguments(texts: list[str] | None) -> list[str] | None:
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"{text!r} is no NAME=VALUE")
+        if value in _PYTHON_WORDS:
+            raise typer.BadParameter(f"{text!r}: write it in JSON, such as true, false, null")
+    return texts
+
+
+def parse_model(target: str | None, arguments: list[str] | None) -> ModelTarget | None:
+    """Return a model from the text of ``--model`` and ``--model-arg``.
+
+    Raises:
+        UsageError: There are arguments, and no model.
+    """
+    if target is None:
+        if arguments:
+            raise UsageError("--model-arg is given, and no --model")
+        return None
+    pairs = (text.partition("=") for text in arguments or ())
+    return ModelTarget(target, {name: _json_or_text(value) for name, _, value in pairs})
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
     """Return shapes as numbers, from the text of ``--input-shape``."""
     return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
 
 
+INSPECT_EXAMPLES = _examples(
+    "frozenbn inspect model.pth",
+    "frozenbn inspect last.ckpt --key model_ema --all",
+    "frozenbn inspect *.pth --json --check",
+)
+CONVERT_EXAMPLES = _examples(
+    "frozenbn convert model.pth",
+    "frozenbn convert model.pth --eps 1e-3 -o frozen.safetensors",
+    "frozenbn convert model.pth --model torchvision.models:resnet50",
+    "frozenbn convert model.pth --model my_model.py:build --to torchscript",
+    "frozenbn convert scripted.pt --input-shape 1x3x224x224",
+    "frozenbn convert model.pth --include 'backbone.*' --dry-run",
+)
+VERIFY_EXAMPLES = _examples(
+    "frozenbn verify model.pth model.frozen.safetensors",
+    "frozenbn verify model.pth model.frozen.pt --model torchvision.models:resnet50",
+    "frozenbn verify float32.safetensors float16.safetensors --atol 1e-2 --rtol 1e-2",
+)
+
 _INPUT, _OUTPUT, _LAYERS, _REPORT = "Input", "Output", "Layers", "Report"
-_VERIFICATION = "Verification"
+_VERIFICATION, _MODEL = "Verification", "Model"
 _READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shards."
 
 Checkpoint = Annotated[Path, typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)]
@@ -141,8 +222,10 @@ class Format(str, Enum):
 To = Annotated[
     Format | None,
     typer.Option(
-        help="The format of the result: 'torch' is a plain state dict for torch.load. TorchScript "
-        "stays TorchScript if not given, all else becomes safetensors.",
+        metavar="FORMAT",
+        help="The format of the result: 'safetensors', 'torch' (a plain state dict for torch.load) "
+        "or 'torchscript'. TorchScript stays TorchScript if not given, all else becomes "
+        "safetensors.",
         show_default=False,
         rich_help_panel=_OUTPUT,
     ),
@@ -165,15 +248,61 @@ NoVerify = Annotated[
         rich_help_panel=_VERIFICATION,
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TARGET",
+        help="What builds the model that the file belongs to: 'torchvision.models:resnet50' or "
+        "'path/file.py:callable'. Its code is run. It says each layer's class and eps, and is run "
+        "before and after to verify the result.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An argument of the model, its value in JSON: num_classes=10, pretrained=false, "
+        'name="resnet18". Repeatable.',
+        show_default=False,
+        callback=_check_model_arguments,
+        rich_help_panel=_MODEL,
+    ),
+]
 InputShape = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SHAPE",
-        help="The shape of the input that a TorchScript archive is run on to verify it, such as "
-        "1x3x224x224. Repeatable, for several inputs. Found from the first convolution if not "
-        "given.",
+        help="The shape of the input that the model is run on to verify it, such as 1x3x224x224. "
+        "Repeatable, for several inputs. Found from the first convolution if not given.",
         show_default=False,
         callback=_check_shapes,
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Inputs to run the model on: tensors in .npz, .safetensors or .pt (a tuple there is "
+        "what forward takes by position, a dict by name). Nothing in it is executed.",
+        show_default=False,
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="NUMBER", help="Of the random inputs.", rich_help_panel=_VERIFICATION
+    ),
+]
+Runs = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="NUMBER",
+        help="On how many random inputs the model is run, each with a seed of its own.",
         rich_help_panel=_VERIFICATION,
     ),
 ]
@@ -181,10 +310,40 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run a TorchScript archive to verify it even if its code can read or write files. "
-        "Only for files whose origin you trust.",
+        help="Execute code that is in the file: unpickle a whole module with its classes, or run a "
+        "TorchScript archive that can read or write files. Such code can do all that you can do; "
+        "only for files whose origin you trust.",
         rich_help_panel=_VERIFICATION,
     ),
+]
+AbsoluteTolerance = Annotated[
+    float,
+    typer.Option(
+        "--atol",
+        metavar="NUMBER",
+        callback=_check_tolerance,
+        help="Let values differ by this much: |after - before| <= atol + rtol * |before|. 0 asks "
+        "for the same bits. For another kernel or dtype 1e-6 is usual in float32, 1e-2 in float16, "
+        "1e-1 in bfloat16, 1e-12 in float64.",
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+RelativeTolerance = Annotated[
+    float,
+    typer.Option(
+        "--rtol",
+        metavar="NUMBER",
+        callback=_check_tolerance,
+        help="Let values differ by this part of the original. For another kernel or dtype 1e-5 is "
+        "usual in float32, 1e-2 in float16, 5e-2 in bfloat16, 1e-9 in float64.",
+        rich_help_panel=_VERIFICATION,
+    ),
+]
+Original = Annotated[
+    Path, typer.Argument(help=f"Before. {_READ}", metavar="ORIGINAL", show_default=False)
+]
+Converted = Annotated[
+    Path, typer.Argument(help="After, of any kind.", metavar="CONVERTED", show_default=False)
 ]
 AllLayers = Annotated[
     bool, typer.Option("--all", help="Show every layer.", rich_help_panel=_REPORT)

@@ -13,7 +13,7 @@ from frozenbn_cli.findings import STRUCTURAL, Finding, examine
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.selection import Selection
 
-__all__ = ["Edit", "LayerPlan", "Plan", "make_plan", "plan_state_dict"]
+__all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,17 @@ def plan_state_dict(
     record = ConversionRecord.from_metadata(metadata)
     frozen = record.without_prefix(part.prefix).layers if record else None
     return make_plan(find_batch_norms(part, eps=eps, frozen=frozen), selection)
+
+
+def check_eps_is_wanted(plan: Plan, eps: float | None) -> None:
+    """Refuse an eps that the user gives where none is wanted.
+
+    Raises:
+        UsageError: The eps of every layer is known without.
+    """
+    sources = {item.layer.eps.source for item in plan.layers}
+    if eps is not None and sources and "given" not in sources:
+        raise UsageError("eps is given, and the file holds that of every layer")
 
 
 def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:

@@ -27,11 +27,12 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from frozenbn_cli.containers.zip_writer import ZipWriter
 
 if TYPE_CHECKING or not __package__:
-    from backbone import Backbone
+    from backbone import Backbone, NormLayer
 else:
-    from samples.backbone import Backbone
+    from samples.backbone import Backbone, NormLayer
 
 __all__ = [
+    "BATCH_SIZE",
     "SAMPLE_PATH",
     "SCRIPTED_PATH",
     "Digits",
@@ -108,10 +109,16 @@ def train_epoch(
         schedule.step()
 
 
-def train(digits: Digits, epochs: int = EPOCHS) -> Backbone:
+def train(
+    digits: Digits,
+    epochs: int = EPOCHS,
+    *,
+    seed: int = SEED,
+    norm_layer: NormLayer = nn.BatchNorm2d,
+) -> Backbone:
     """Return a backbone trained from scratch, in eval."""
-    torch.manual_seed(SEED)
-    model = Backbone()
+    torch.manual_seed(seed)
+    model = Backbone(norm_layer=norm_layer)
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)

@@ -15,20 +15,27 @@ import jsonschema
 import pytest
 import torch
 from rich.console import Console, RenderableType
+from safetensors.torch import save_file
 
+from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
 from frozenbn_cli.inspection import Inspection, inspect_file
+from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (
     conversion_document,
     error_document,
     inspection_document,
     to_json,
+    verification_document,
 )
 from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report, size_text
+from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.files import VerificationResult, verify_files
+from frozenbn_cli.verification.options import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -350,3 +357,77 @@ def test_selection_of_a_dry_run_is_shown_as_planned(tmp_path: Path) -> None:
     assert "dry run, nothing was written" in text
     assert re.search(r"^bn1 .*planned$", text, re.M)
     assert "left alone: bn2: not included by 'bn1'" in text
+
+
+# verify
+
+
+def verified(tmp_path: Path, *, fault: bool, **options: Any) -> VerificationResult:
+    """Verify a conversion; a faulty one has other weights and a layer that is live."""
+    source = save(tmp_path / "model.pt", small_state())
+    state = small_state()
+    layers = {"bn1": Eps(1e-5, "given"), "bn2": Eps(1e-5, "given")}
+    for name in layers:
+        del state[f"{name}.num_batches_tracked"]
+    if fault:
+        state["conv2.weight"][3, 1] += 0.25
+        state["conv1.weight"][0, 0, 0, 0] += 0.125
+        del state["fc.weight"]
+        del layers["bn1"]
+    record = ConversionRecord("0", {}, layers)
+    save_file(state, tmp_path / "model.safetensors", {METADATA_KEY: record.to_text()})
+    result = verify_files(
+        source, tmp_path / "model.safetensors", options=VerifyOptions(eps=1e-5, **options)
+    )
+    return replace(
+        result,
+        seconds={"plan": 0.25, "layers": 0.5},
+        original_path=Path("model.pt"),
+        converted_path=Path("model.safetensors"),
+        original_bytes=123_456,
+        converted_bytes=120_000,
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_report_of_equal_files(tmp_path: Path, width: int | None) -> None:
+    text = printed(verified(tmp_path, fault=False), width=width, render=verification_report)
+
+    assert_golden(f"verify_equal_{width or 'piped'}.txt", text)
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_report_of_different_files(tmp_path: Path, width: int | None) -> None:
+    text = printed(verified(tmp_path, fault=True), width=width, render=verification_report)
+
+    assert_golden(f"verify_different_{width or 'piped'}.txt", text)
+
+
+def test_report_of_files_within_a_tolerance(tmp_path: Path) -> None:
+    result = verified(tmp_path, fault=True, atol=1.0)
+    text = printed(result, render=verification_report, encoding="ascii")
+
+    assert_golden("verify_tolerated_ascii.txt", text)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_document_of_a_verification(tmp_path: Path, fault: bool) -> None:
+    document = json.loads(to_json(verification_document(verified(tmp_path, fault=fault))))
+
+    jsonschema.validate(document, SCHEMA)
+    name = "different" if fault else "equal"
+    assert_golden(f"verify_{name}.json", json.dumps(document, indent=2) + "\n")
+
+
+def test_numbers_that_json_lacks_become_text(tmp_path: Path) -> None:
+    original = save(tmp_path / "a.pt", {**small_state(), "z": torch.tensor([1j])})
+    state = {**small_state(), "z": torch.tensor([2j])}
+    state["fc.weight"][0, 0] = float("nan")
+    result = verify_files(original, save(tmp_path / "b.pt", state))
+
+    document = json.loads(to_json(verification_document(result)))
+
+    jsonschema.validate(document, SCHEMA)
+    measures = {item["place"]: item["measure"] for item in document["claims"][0]["differences"]}
+    assert measures["fc.weight"]["absolute"] == "inf"
+    assert measures["z"]["before"] == "1j"

@@ -11,12 +11,9 @@ from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
-from frozenbn_cli.verification import (
-    WrittenFile,
-    open_written,
-    verify_contents,
-    verify_layers,
-)
+from frozenbn_cli.verification.contents import verify_contents
+from frozenbn_cli.verification.layers import verify_layers
+from frozenbn_cli.verification.written import WrittenFile, open_written
 from tests.files import State, save, small_state
 
 
@@ -71,11 +68,11 @@ def other_shape(state: State) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (flipped_bit, "conv2.weight: differs"),
-        (lost_entry, "fc.weight is missing"),
-        (added_entry, "extra is added"),
-        (other_dtype, "fc.weight: expected dtype float32, found torch.float64"),
-        (other_shape, "fc.weight: expected shape [2, 6], found [12]"),
+        (flipped_bit, "conv2.weight: 1 of 24 elements differs, by up to "),
+        (lost_entry, "fc.weight: missing"),
+        (added_entry, "extra: added"),
+        (other_dtype, "fc.weight: float64 instead of float32"),
+        (other_shape, "fc.weight: shape [12] instead of [2, 6]"),
     ],
 )
 def test_different_contents_are_named(tmp_path: Path, source: Checkpoint, fault, said) -> None:
@@ -125,8 +122,9 @@ def test_a_different_layer_is_named(tmp_path: Path, source: Checkpoint, fault) -
 
     claim = layers(tmp_path, source, state)
 
-    assert (claim.status, claim.checked) == ("different", 1)
-    assert claim.detail.startswith("bn2: outputs differ by up to ")
+    assert [item.place for item in claim.differences] == ["bn2"]
+    assert claim.status == "different"
+    assert claim.detail.startswith("bn2: outputs differ, ")
 
 
 def test_another_eps_is_a_difference(tmp_path: Path, source: Checkpoint) -> None:

@@ -19,7 +19,7 @@ __all__ = ["ProgressBar", "make_console", "print_report", "printable", "symbol"]
 
 _UNBOUNDED = 100_000
 _PATIENCE_SECONDS = 1.0
-_ASCII = {"→": "->", "✓": "ok", "✗": "no", "·": "|", "–": "-", "…": "...", "×": "x", "▁": "."}
+_ASCII = {"→": "->", "✓": "ok", "✗": "X", "·": "|", "–": "-", "…": "...", "×": "x", "▁": "."}
 
 
 def make_console(stream: IO[str]) -> Console:

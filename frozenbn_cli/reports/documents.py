@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from frozenbn_cli.claims import Claim, Measure, verdict
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import FIRST_DECADE, InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.plan import LayerPlan
+
+if TYPE_CHECKING:
+    from frozenbn_cli.verification.files import VerificationResult
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -19,6 +23,7 @@ __all__ = [
     "error_fields",
     "inspection_document",
     "to_json",
+    "verification_document",
 ]
 
 SCHEMA_VERSION = 1
@@ -58,17 +63,75 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             {"kind": edit.kind, "entry": edit.entry, "reason": edit.reason}
             for edit in result.plan.edits
         ],
-        "claims": [
-            {
-                "name": claim.name,
-                "status": claim.status,
-                "checked": claim.checked,
-                "detail": claim.detail,
-            }
-            for claim in result.claims
-        ],
+        "model": result.model,
+        "made": result.made,
+        "claims": [_claim(claim) for claim in result.claims],
+        "verdict": verdict(result.claims) if result.claims else None,
         "seconds": dict(result.seconds),
     }
+
+
+def verification_document(result: VerificationResult) -> dict[str, Any]:
+    """Return the document of a verification."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": "verify",
+        "outcome": result.verdict,
+        "original": {
+            "path": str(result.original_path),
+            "kind": result.original_kind,
+            "size_bytes": result.original_bytes,
+            "key": result.key,
+        },
+        "converted": {
+            "path": str(result.converted_path),
+            "kind": result.converted_kind,
+            "size_bytes": result.converted_bytes,
+        },
+        "tolerance": {"atol": result.tolerance.atol, "rtol": result.tolerance.rtol},
+        "layers": [_layer(plan) for plan in result.plan.layers],
+        "frozen": [
+            {"name": name, "eps": eps.value, "eps_source": eps.source}
+            for name, eps in result.frozen.items()
+        ],
+        "live": [{"name": name, "reason": reason} for name, reason in result.live.items()],
+        "claims": [_claim(claim) for claim in result.claims],
+        "seconds": dict(result.seconds),
+    }
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    return {
+        "name": claim.name,
+        "status": claim.status,
+        "checked": claim.checked,
+        "detail": claim.detail,
+        "differences": [
+            {
+                "place": item.place,
+                "problem": item.problem,
+                "tolerated": item.tolerated,
+                "measure": _measure(item.measure) if item.measure else None,
+            }
+            for item in claim.differences
+        ],
+        "begins": claim.begins,
+        "smallest_atol": claim.smallest_atol if claim.differences else None,
+        "smallest_rtol": claim.smallest_rtol if claim.differences else None,
+    }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    values = {name: getattr(measure, name) for name in _MEASURED}
+    # JSON has no complex numbers.
+    values |= {name: str(value) for name, value in values.items() if isinstance(value, complex)}
+    return values | {"index": list(measure.index), "relative_index": list(measure.relative_index)}
+
+
+_MEASURED = (
+    "elements", "differing", "absolute", "before", "after", "relative", "ulps", "mean",
+    "percentile_99",
+)  # fmt: skip
 
 
 def inspection_document(inspections: Iterable[Inspection | FrozenBNError]) -> dict[str, Any]:
@@ -93,6 +156,7 @@ def _inspected(inspection: Inspection) -> dict[str, Any]:
         "beside": dict(inspection.beside),
         "foreign_names": _foreign_names(inspection.foreign_names),
         "advice": inspection.advice,
+        "model": inspection.model,
         "healthy": not inspection.has_errors,
         "state_dicts": [_state_dict(part) for part in inspection.state_dicts],
         "seconds": inspection.seconds,
@@ -107,6 +171,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
         "elements": dict(part.elements),
         "left_out": dict(part.left_out),
         "unsupported": dict(part.unsupported),
+        "misfits": list(part.misfits),
         "layers": [
             _layer(plan) | {"statistics": _statistics(part.statistics.get(plan.layer.name))}
             for plan in part.plan.layers

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.plan import LayerPlan
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
-    counted,
     eps_cell,
     finding_lines,
     findings_cell,
@@ -27,10 +28,12 @@ from frozenbn_cli.reports.pieces import (
     size_text,
     with_rest,
 )
+from frozenbn_cli.wording import counted
 
 __all__ = ["inspection_report"]
 
-_WIDE = 110
+
+_ENDLESS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*%#"
 
@@ -66,6 +69,8 @@ def _header(inspection: Inspection, console: Console) -> Text:
     header.append(printable(inspection.path), "bold")
     facts = [printable(inspection.kind), inspection.container, size_text(inspection.size_bytes)]
     facts.append(f"{inspection.seconds:.2f} s")
+    if inspection.model:
+        facts.append(f"model {printable(inspection.model)}")
     header.append("\n" + f" {dot} ".join(facts))
     return header
 
@@ -96,7 +101,21 @@ def _count_text(count: int) -> str:
 
 def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> list[RenderableType]:
     shown, rest = folded(part.plan, all_layers=all_layers)
-    wide = console.width >= _WIDE
+    table = _table(part, shown, console, wide=True)
+    if _natural_width(table, console) > console.width:
+        table = _table(part, shown, console, wide=False)
+    return with_rest(table, rest, console)
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    """Return how wide a table is where nothing in it has to fold."""
+    options = console.options.update(max_width=_ENDLESS)
+    return Measurement.get(console, options, table).maximum
+
+
+def _table(
+    part: InspectedStateDict, shown: Sequence[LayerPlan], console: Console, *, wide: bool
+) -> Table:
     table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
     table.add_column("Dims", no_wrap=True)
@@ -111,7 +130,7 @@ def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> lis
     table.add_column("Findings", overflow="fold")
     for plan in shown:
         table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))
-    return with_rest(table, rest, console)
+    return table
 
 
 def _cells(
@@ -172,6 +191,7 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
 
 def _notes(part: InspectedStateDict) -> list[RenderableType]:
     lines = left_alone_lines(part.plan, part.prefix)
+    lines += [Text(f"does not fit the model: {printable(text)}") for text in part.misfits]
     if part.left_out:
         lines.append(Text(f"no tensors: {named(_described(part.left_out), 5)}"))
     if part.unsupported:
@@ -201,6 +221,8 @@ def _what_convert_would_do(inspection: Inspection) -> str:
     if not candidates or not candidates[0].plan.selected:
         return f"convert: would find nothing to freeze. {inspection.advice}".rstrip()
     plan = candidates[0].plan
+    if candidates[0].misfits:
+        return "convert: would refuse, since the file does not fit the model."
     if plan.broken:
         unhealthy = f"{len(plan.broken)} of {counted(len(plan.layers), 'layer')}"
         if plan.forceable:

@@ -14,9 +14,10 @@ from rich.text import Text
 from frozenbn_cli.findings import ADVICE, LABELS, Finding
 from frozenbn_cli.plan import LayerPlan, Plan
 from frozenbn_cli.reports.console import printable, symbol
+from frozenbn_cli.wording import counted
 
 __all__ = [
-    "counted",
+    "by_reason_lines",
     "eps_cell",
     "finding_lines",
     "findings_cell",
@@ -181,23 +182,23 @@ def _finding_line(code: str, by_code: dict[str, dict[str, Finding]]) -> Text:
     return line
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
 def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
     """Return a line for each reason for which layers are left alone, and one on the prefix."""
-    by_reason: dict[str, list[str]] = {}
-    for item in plan.left:
-        by_reason.setdefault(item.reason or "", []).append(item.layer.name)
-    lines: list[RenderableType] = [
-        Text(f"left alone: {named(names)}: {printable(reason)}")
-        for reason, names in by_reason.items()
-    ]
+    reasons = {item.layer.name: item.reason or "" for item in plan.left}
+    lines = by_reason_lines("left alone", reasons)
     if prefix:
         lines.append(Text(f"taken off every name: {printable(prefix)} (--keep-prefix keeps it)"))
     return lines
+
+
+def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[RenderableType]:
+    """Return a line for each reason, with the layers that it concerns."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        Text(f"{title}: {named(names)}: {printable(reason)}") for reason, names in by_reason.items()
+    ]
 
 
 def named(names: Iterable[str], at_most: int = 3) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.plan import LayerPlan
+from frozenbn_cli.reports.claims_text import claims_table, evidence, verdict_line
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
     eps_cell,
@@ -53,10 +50,13 @@ def conversion_report(
         blocks.append(_layers(result, console, all_layers))
     blocks += [foreign_lines(result.foreign_names), finding_lines(result.plan)]
     if result.claims:
-        blocks.append([_claims(result.claims, console)])
+        blocks.append([claims_table(result.claims, console)])
+        blocks.append(evidence(result.claims, console))
     blocks.append(_left(result))
     if result.outcome == "converted":
         blocks.append([_next_steps(result)])
+    if result.claims:
+        blocks.append([verdict_line(result.claims)])
     return separated(blocks)
 
 
@@ -79,6 +79,10 @@ def _header(result: ConversionResult, console: Console) -> Text:
         sizes,
         f"{sum(result.seconds.values()):.1f} s",
     ]
+    if result.model:
+        facts.append(f"model {printable(result.model)}")
+    if result.made:
+        facts.append(printable(result.made))
     header.append("".join(f" {dot} {fact}" for fact in facts))
     return header
 
@@ -115,27 +119,7 @@ def _state(plan: LayerPlan, console: Console, outcome: str, proven: bool) -> Tex
     return Text("frozen" if outcome == "converted" else "planned" if outcome == "planned" else "no")
 
 
-# Claims, what was left, what comes next
-
-
-def _claims(claims: Iterable[Claim], console: Console) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    looks = {
-        "equal": ("✓", "green"),
-        "different": ("✗", "bold red"),
-        "not verified": ("–", "yellow"),
-    }
-    for claim in claims:
-        mark, style = looks[claim.status]
-        table.add_row(
-            Text(claim.name, "bold"),
-            Text(f"{symbol(console, mark)} {claim.status}", style),
-            Text(printable(claim.detail)),
-        )
-    return table
+# What was left, what comes next
 
 
 def _left(result: ConversionResult) -> list[RenderableType]:

@@ -7,6 +7,7 @@ into the new archive byte for byte.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,12 @@ from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.torchscript.batch_norm_code import module_reads
-from frozenbn_cli.torchscript.script_archive import ScriptArchive, ScriptModule, is_tensor_call
+from frozenbn_cli.torchscript.script_archive import (
+    ScriptArchive,
+    ScriptModule,
+    is_tensor_call,
+    module_at,
+)
 from frozenbn_cli.torchscript.source_code import (
     ClassSource,
     CodeFile,
@@ -126,7 +132,7 @@ class _Rewriter:
         """Note the frozen layers whose count is read by code that stays."""
         for module in modules.values():
             for path, _ in self._reads(module.source, _COUNT):
-                layer = _follow(module.value, path)
+                layer = module_at(module.value, path)
                 # A module from who knows where may be any.
                 found = self._frozen if layer is None else {id(layer)} & self._frozen.keys()
                 self._keeps_count |= set(found)
@@ -159,8 +165,9 @@ class _Rewriter:
         reads = []
         if not is_frozen:
             for path, node in self._reads(source, "training"):
-                layer = _follow(value, path)
-                if layer is not None and id(layer) in self._frozen:
+                layer = module_at(value, path)
+                is_read = isinstance(node.ctx, ast.Load)
+                if is_read and layer is not None and id(layer) in self._frozen:
                     reads.append(source.file.span(node))
         return _Type(
             source.name,
@@ -211,6 +218,10 @@ class _Rewriter:
                 start, end = source.file.line_span(source.node)
                 if text != source.file.text[start:end]:
                     edits.setdefault(source.file.path, []).append((start, end, text))
+            elif source.has_hooks:
+                raise UnsupportedFileError(
+                    f"only some modules of the type {new.old} change, and it has forward hooks"
+                )
             else:
                 texts[file_of(name)] = source.file.header + text
         gone = {new.old for new in self._types} - set(self._new_names.values())
@@ -227,7 +238,7 @@ class _Rewriter:
                 dropped.add(f"{self.script.root}code/{path}")
             else:
                 texts[path] = text
-        self._check_references(gone, texts, dropped)
+        self._rename_references(gone, texts, dropped)
         known = self.script.archive.records.keys()
         records = {f"{self.script.root}code/{path}": text for path, text in texts.items()}
         return records, dropped & known
@@ -281,10 +292,13 @@ class _Rewriter:
             if index in self._new_names
         ]
 
-    def _check_references(
-        self, gone: Collection[str], texts: Mapping[str, bytes], dropped: Collection[str]
+    def _rename_references(
+        self, gone: Collection[str], texts: dict[str, bytes], dropped: set[str]
     ) -> None:
-        """Refuse where a type that is gone is still spoken of."""
+        """Name the new type where one that is gone is still spoken of; refuse if there are several.
+
+        A trace hands modules to methods of others, whose arguments have their types.
+        """
         encoded = {name: name.encode() for name in gone}
         for path in {*self.script.code_paths, *texts}:
             if f"{self.script.root}code/{path}" in dropped:
@@ -294,13 +308,26 @@ class _Rewriter:
                 continue
             file = CodeFile(path, text)
             unused = {cls.node for cls in file.classes.values() if not self._is_used(cls.name)}
-            for name in gone:
-                for node in file.tree.body:
-                    if node not in unused and next(file.references(node, name), None):
-                        raise UnsupportedFileError(
-                            f"code refers to the type {name} in an unexpected place",
-                            where=(f"code/{path}",),
-                        )
+            spans = [
+                (*place, self._successor(name, path).encode())
+                for name in gone
+                for node in file.tree.body
+                if node not in unused
+                for place in file.references(node, name)
+            ]
+            if spans:
+                texts[path] = apply_edits(text, spans, start=0, end=len(text))
+                dropped.add(f"{self.script.root}code/{path}.debug_pkl")
+
+    def _successor(self, name: str, path: str) -> str:
+        new_names = {
+            self._new_names[index] for new, index in self._types.items() if new.old == name
+        }
+        if len(new_names) > 1:
+            raise UnsupportedFileError(
+                f"code refers to the type {name} in an unexpected place", where=(f"code/{path}",)
+            )
+        return new_names.pop()
 
     def _is_used(self, name: str) -> bool:
         return name in self._new_names.values()
@@ -364,18 +391,6 @@ def _children_first(script: ScriptArchive) -> dict[int, ScriptModule]:
             (id(part), False) for part in modules[key].attributes.values() if id(part) in modules
         ]
     return ordered
-
-
-def _follow(value: Call, path: tuple[str, ...]) -> Call | None:
-    """Return the module whose attribute a path from ``self`` ends in; None if it leads nowhere."""
-    if path[0] != "self":
-        return None
-    current: Value = value
-    for attribute in path[1:-1]:
-        if not isinstance(current, Call) or not isinstance(current.state, dict):
-            return None
-        current = current.state.get(attribute)
-    return current if isinstance(current, Call) else None
 
 
 def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:

@@ -1,0 +1,99 @@
+"""A model named on the command line: ``package.module:callable`` or ``path/file.py:callable``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from frozenbn_cli.errors import UsageError, located
+from frozenbn_cli.importing import importable
+
+__all__ = ["ModelTarget", "name_of_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTarget:
+    """What builds a model: call it for a new one.
+
+    Attributes:
+        target: ``package.module:callable`` or ``path/file.py:callable``; the callable is a class or
+            a function, and may be an attribute of one (``module:Class.method``).
+        arguments: Its keyword arguments.
+    """
+
+    target: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> Any:
+        """Return what the callable returns.
+
+        Raises:
+            UsageError: There is no such module or callable; what it raises itself is passed on.
+        """
+        return self._found()(**self.arguments)
+
+    def __str__(self) -> str:
+        return self.target
+
+    def _found(self) -> Any:
+        module, _, name = self.target.rpartition(":")
+        with located(f"--model {self.target}"):
+            if not module or not name:
+                raise UsageError(expected="package.module:callable or path/file.py:callable")
+            try:
+                found = reduce(getattr, name.split("."), _module(module))
+            except AttributeError as error:
+                raise UsageError(f"{module} has no {name}") from error
+            if not callable(found):
+                raise UsageError(expected=f"{name} to be callable", found=type(found).__name__)
+            return found
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        return _module_of_file(Path(name))
+    with importable(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(
+                f"{name} cannot be imported ({error})",
+                advice="Is it installed, or in the current folder?",
+            ) from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    name = f"frozenbn_model_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path):
+        return known
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    # Dataclasses and pickle look a class's module up by its name.
+    sys.modules[name] = module
+    with importable(path.parent):
+        try:
+            SourceFileLoader(name, str(path)).exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, (ImportError, SyntaxError)):
+                raise UsageError(f"{path} cannot be imported ({error})") from error
+            raise
+    return module
+
+
+def name_of_model(model: object) -> str:
+    """Return what to call that which builds a model; empty for None."""
+    if model is None:
+        return ""
+    return str(model) if isinstance(model, ModelTarget) else getattr(model, "__name__", repr(model))

@@ -1,0 +1,112 @@
+"""The first claim: every entry that was not to change is bit-identical. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from operator import ne
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frozenbn_cli.checkpoints import StoredTensor
+from frozenbn_cli.checkpoints.torchscript import record_path
+from frozenbn_cli.claims import Claim, Difference
+from frozenbn_cli.containers.source import ByteSource, Extent, chunks
+from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.torchscript.rewriting import Rewriting
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
+from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.wording import counted
+
+__all__ = ["Progress", "verify_contents", "verify_records"]
+
+Progress = Callable[[int], None]
+
+
+def verify_contents(
+    written: WrittenFile,
+    expected: Mapping[str, StoredTensor],
+    progress: Progress,
+    *,
+    tolerance: Tolerance = EXACT,
+    may_have: Collection[str] = (),
+) -> Claim:
+    """Compare every entry of the written file with the source, bit by bit.
+
+    Args:
+        written: The file, opened anew.
+        expected: What it must hold, by name, in the order of the model; no more and no less.
+        progress: Is told the bytes of each entry that was compared.
+        tolerance: Of the values.
+        may_have: Names of entries that it may hold beside these.
+    """
+    names = written.names()
+    differences = []
+    for name, source in expected.items():
+        if name not in names:
+            differences.append(Difference(name, "missing"))
+        elif found := _difference(name, source, written.tensor(name), tolerance):
+            differences.append(found)
+        progress(source.size_bytes)
+    added = names - expected.keys()
+    differences += [Difference(name, "added") for name in sorted(added - set(may_have))]
+    total = sum(tensor.size_bytes for tensor in expected.values())
+    detail = f"{counted(len(expected), 'entry', 'entries')}, {counted(total, 'byte')}"
+    if kept := sorted(added & set(may_have)):
+        detail += f"; beside them {', '.join(kept[:3])}" + (", …" if len(kept) > 3 else "")
+    if all(item.tolerated for item in differences):
+        detail += tolerated_text(differences, tolerance, "entries")
+        return Claim("contents", "equal", detail, len(expected), tuple(differences))
+    said = summary(differences, len(names | expected.keys()), "entries")
+    return Claim("contents", "different", said, len(expected), tuple(differences))
+
+
+def _difference(
+    name: str, source: StoredTensor, found: Tensor, tolerance: Tolerance
+) -> Difference | None:
+    is_alike = (
+        str(found.dtype) == f"torch.{source.dtype.name}" and tuple(found.shape) == source.shape
+    )
+    if is_alike and _has_same_bytes(source, found):
+        return None
+    return compare(name, to_tensor(source), found, tolerance=tolerance)
+
+
+def _has_same_bytes(source: StoredTensor, found: Tensor) -> bool:
+    """Compare piece by piece, however large the entry is."""
+    position = 0
+    flat = found.contiguous().reshape(-1).view(torch.uint8)
+    for chunk in source.chunks():
+        part = flat[position : position + len(chunk)]
+        if not torch.equal(part, torch.frombuffer(bytearray(chunk), dtype=torch.uint8)):
+            return False
+        position += len(chunk)
+    return True
+
+
+def verify_records(written: Path, script: ScriptArchive, rewriting: Rewriting) -> str | None:
+    """Return which record of an archive is not what it was, or should have become, or None."""
+    original, replaced = script.archive, rewriting.replaced
+    expected = original.records.keys() - rewriting.dropped | replaced.keys()
+    source = ByteSource(written)
+    try:
+        archive = ZipArchive(source)
+        for name in expected ^ (archive.records.keys() - {record_path(script.root)}):
+            return f"record {name} is {'missing' if name in expected else 'one too many'}"
+        for name in expected:
+            found = archive.extent(name)
+            if name in replaced:
+                is_same = found.read(0, found.size_bytes) == replaced[name]
+            else:
+                is_same = _same_bytes(found, original.extent(name))
+            if not is_same:
+                return f"record {name} differs"
+    finally:
+        source.close()
+    return None
+
+
+def _same_bytes(first: Extent, second: Extent) -> bool:
+    return first.size_bytes == second.size_bytes and not any(map(ne, chunks(first), chunks(second)))

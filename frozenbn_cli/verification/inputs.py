@@ -1,0 +1,266 @@
+"""The inputs that a model is run on: random ones of a shape, or those of a file. Imports torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from frozenbn_cli.errors import DependencyError, InputError, located
+from frozenbn_cli.live_models import first_line
+from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.wording import counted
+
+__all__ = ["Inputs", "candidate_inputs", "dtype_of"]
+
+_SIZES = (64, 224, 32, 256, 299, 128, 384, 512, 28)
+_TENSORS = re.compile(r"\b(?:[Ll]ist|Sequence|Iterable)\[.*Tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model is called with.
+
+    Attributes:
+        arguments: By position.
+        keywords: By name.
+        shown: Both, in words.
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ""
+
+    def of_dtype(self, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return copies of both, their floating-point tensors in ``dtype``."""
+        keywords: dict[str, Any] = _copied(dict(self.keywords), dtype)
+        return _copied(self.arguments, dtype), keywords
+
+
+def _copied(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(part, dtype) for part in value)
+    if isinstance(value, dict):
+        return {name: _copied(part, dtype) for name, part in value.items()}
+    return value
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """Return the dtype that a model takes its inputs in: that of its first weights."""
+    weight = _first_convolution(model)
+    if weight is not None:
+        return weight.dtype
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.dtype
+    return torch.float32
+
+
+def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, ...]] | str:
+    """Return what may be tried on a model, in turn, or why there is nothing.
+
+    Each candidate holds the inputs of every run.
+
+    Raises:
+        InputError: The file of inputs cannot be read.
+    """
+    signature = _signature(model)
+    if isinstance(signature, str):
+        return signature
+    if options.inputs is not None:
+        return iter([(_read(options.inputs, signature, dtype_of(model)),)])
+    shapes = options.input_shapes
+    kinds = signature.kinds(len(shapes))
+    for kind in kinds:
+        if kind not in ("Tensor", "List[Tensor]"):
+            return f"its forward takes a {kind}; give --inputs"
+    takes = counted(len(kinds), "input")
+    if shapes and len(shapes) != len(kinds):
+        return f"its forward takes {takes}, and {counted(len(shapes), 'shape')} given"
+    weight = _first_convolution(model)
+    if not shapes and (weight is None or len(kinds) != 1):
+        return f"its forward takes {takes} of unknown shape; give --input-shape"
+    tried = [shapes] if shapes else _shapes(weight)
+    return (_random(candidate, kinds, options, dtype_of(model)) for candidate in tried)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What a forward takes.
+
+    Attributes:
+        parameters: The type of each argument in words, by name, in order.
+        required: How many of them have to be given.
+    """
+
+    parameters: Mapping[str, str]
+    required: int
+
+    def kinds(self, given: int) -> list[str]:
+        return list(self.parameters.values())[: max(self.required, given)]
+
+
+def _signature(model: Any) -> _Signature | str:
+    if isinstance(model, torch.jit.ScriptModule):
+        try:
+            arguments = model._c._get_method("forward").schema.arguments[1:]
+        except RuntimeError:
+            return "it has no method forward"
+        required = [item for item in arguments if not item.has_default_value()]
+        return _Signature({item.name: str(item.type) for item in arguments}, len(required))
+    if type(model).forward is nn.Module.forward:
+        return "it has no method forward"
+    parameters = {}
+    required_count = 0
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            annotation = inspect.formatannotation(parameter.annotation)
+            parameters[name] = "List[Tensor]" if _TENSORS.search(annotation) else "Tensor"
+            required_count += parameter.default is parameter.empty
+    if not parameters:
+        return _Signature({"": "Tensor"}, 1)
+    return _Signature(parameters, max(required_count, 1))
+
+
+def _first_convolution(model: Any) -> Tensor | None:
+    for name, value in model.state_dict().items():
+        if (
+            name.endswith("weight")
+            and isinstance(value, Tensor)
+            and value.dim() == 4
+            and value.is_floating_point()
+        ):
+            return value
+    return None
+
+
+def _shapes(weight: Tensor | None) -> Iterator[tuple[tuple[int, ...], ...]]:
+    channels = dict.fromkeys((weight.shape[1] if weight is not None else 3, 3, 1))
+    for count in channels:
+        for size in _SIZES:
+            yield ((1, count, size, size),)
+
+
+def _random(
+    shapes: Sequence[tuple[int, ...]], kinds: list[str], options: RunOptions, dtype: torch.dtype
+) -> tuple[Inputs, ...]:
+    shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    shown += f" of {str(dtype).removeprefix('torch.')}"
+    inputs = []
+    for seed in range(options.seed, options.seed + options.runs):
+        generator = torch.Generator().manual_seed(seed)
+        arguments: list[Any] = []
+        for shape, kind in zip(shapes, kinds, strict=True):
+            value = torch.rand(shape, generator=generator)
+            arguments.append(list(value) if kind == "List[Tensor]" else value)
+        inputs.append(Inputs(tuple(arguments), shown=shown))
+    return tuple(inputs)
+
+
+# Files of inputs
+
+
+def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> Inputs:
+    """Return the inputs in a file.
+
+    A tuple in a .pt is what forward takes by position, a dict what it takes by name, anything else
+    is its one argument. Named tensors go to the arguments of the same names, or in the order of
+    their names where none is the name of an argument.
+    """
+    with located(f"inputs {path}"):
+        value = _value(path)
+        named = value if isinstance(value, dict) else None
+        if named is not None and not named.keys() <= signature.parameters.keys():
+            value = tuple(named[name] for name in sorted(named, key=_natural))
+        if isinstance(value, dict):
+            arguments, keywords = (), value
+        else:
+            arguments, keywords = value if isinstance(value, tuple) else (value,), {}
+    shown = ", ".join(_shown(part) for part in (*arguments, *keywords.values()))
+    shown = f"{path.name} ({shown}, run in {str(dtype).removeprefix('torch.')})"
+    return Inputs(arguments, keywords, shown)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "x".join(map(str, value.shape)) or "a number"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return type(value).__name__
+
+
+def _value(path: Path) -> Any:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise InputError(expected=" or ".join(_READERS), found=path.suffix or "no suffix")
+    try:
+        value = reader(path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})") from error
+    except (SafetensorError, UnpicklingError, zipfile.BadZipFile, EOFError, *_DAMAGE) as error:
+        raise InputError(
+            f"cannot be read ({first_line(error)})",
+            advice="Save tensors alone, with numpy.savez, safetensors or torch.save.",
+        ) from error
+    if not any(True for _ in _tensors(value)):
+        raise InputError(expected="tensors", found=type(value).__name__)
+    return value
+
+
+_DAMAGE = (RuntimeError, ValueError, KeyError)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _read_numpy(path: Path) -> Any:
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError as error:
+        raise DependencyError(
+            f"reading {path.suffix} needs NumPy, which is not installed",
+            advice="Install it with `pip install numpy`, or save the inputs as .safetensors.",
+        ) from error
+    with path.open("rb") as file:
+        loaded = numpy.load(file, allow_pickle=False)
+        if isinstance(loaded, numpy.ndarray):
+            return torch.from_numpy(loaded)
+        with loaded as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+_READERS: Mapping[str, Callable[[Path], Any]] = {
+    ".npz": _read_numpy,
+    ".npy": _read_numpy,
+    ".safetensors": load_file,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}

@@ -1,0 +1,159 @@
+"""Loads the models that files hold or belong to, to be run. Imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.checkpoints import Checkpoint, StateDict
+from frozenbn_cli.importing import importable
+from frozenbn_cli.live_models import build, foreign_code, load_state
+from frozenbn_cli.loading import freeze_layers
+from frozenbn_cli.torchscript.operators import unsafe_operators
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.verification.running import Loader
+from frozenbn_cli.verification.written import WrittenFile, to_tensor
+
+__all__ = ["archive_loader", "blank_loader", "frozen_loader", "original_loader"]
+
+_NO_MODEL = "a state dict holds no model that could be run; --model names one"
+_NEEDS_TRUST = (
+    "needs --trust, since loading a pickled module executes code in the file; or name the model "
+    "with --model"
+)
+
+
+def original_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
+    """Return what loads the model of a file, or why that cannot be done.
+
+    Args:
+        checkpoint: The file, which has to stay open.
+        part: The state dict that is meant.
+        options: The model that it belongs to, and whether it is trusted.
+    """
+    if checkpoint.script:
+        return archive_loader(checkpoint.path, checkpoint.script, options)
+    blank = blank_loader(checkpoint, part, options)
+    if isinstance(blank, str) or options.model is None:
+        return blank
+    return partial(_with_entries, blank, part)
+
+
+def blank_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
+    """Return what builds or unpickles the model that a file belongs to, whatever its entries.
+
+    Args:
+        checkpoint: The file.
+        part: The state dict that is meant.
+        options: The model that it belongs to, and whether it is trusted.
+    """
+    if options.model is not None:
+        return partial(build, options.model)
+    if checkpoint.script or not part.is_module:
+        return _NO_MODEL
+    if not options.trust:
+        return _NEEDS_TRUST
+    return partial(_unpickle, checkpoint.path, part)
+
+
+def frozen_loader(
+    blank: Loader | str, written: WrittenFile, layers: Mapping[str, Eps]
+) -> Loader | str:
+    """Return what loads a converted state dict into the model of its original.
+
+    Args:
+        blank: Loads that model, or says why it cannot be.
+        written: The converted file, opened anew.
+        layers: The layers that it froze, with their eps.
+    """
+    if isinstance(blank, str):
+        return blank
+
+    def load() -> nn.Module:
+        with foreign_code():
+            model = freeze_layers(blank(), layers)
+        load_state(model, {name: written.tensor(name) for name in written.names()})
+        return model
+
+    return load
+
+
+def archive_loader(path: Path, script: ScriptArchive, options: RunOptions) -> Loader | str:
+    """Return what loads a TorchScript archive; nothing of it is run unless it is safe or trusted.
+
+    Args:
+        path: Of the archive.
+        script: Its code, which is searched before.
+        options: Whether it is trusted.
+    """
+    if not options.trust and (unsafe := unsafe_operators(script)):
+        listed = ", ".join(unsafe[:3])
+        return f"its code has {listed}; --trust runs it all the same"
+    return partial(_load_archive, path)
+
+
+def _with_entries(blank: Callable[[], nn.Module], part: StateDict) -> nn.Module:
+    model = blank()
+    load_state(model, {name: to_tensor(entry) for name, entry in part.entries.items()})
+    return model
+
+
+def _unpickle(path: Path, part: StateDict) -> Any:
+    """Return a pickled module; this executes code in the file, which the user trusts."""
+    with importable(Path.cwd()), foreign_code():
+        value: Any = torch.load(path, map_location="cpu", weights_only=False)
+    model = _at_key(value, part.key)
+    for name in filter(None, part.prefix.split(".")):
+        model = getattr(model, name)
+    return model.eval()
+
+
+def _at_key(value: Any, key: str) -> Any:
+    """Return what stands at a key of a file; a key may hold dots of its own."""
+    if not key:
+        return value
+    children = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for name, child in children:
+        if key == str(name):
+            return child
+        if key.startswith(f"{name}."):
+            with contextlib.suppress(LookupError, TypeError):
+                return _at_key(child, key.removeprefix(f"{name}."))
+    raise LookupError(key)
+
+
+def _load_archive(path: Path) -> Any:
+    try:
+        return _load_archive_now(path)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or not _import_torchvision():
+            raise
+        return _load_archive_now(path)
+
+
+def _load_archive_now(path: Path) -> Any:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        # PyTorch deprecates TorchScript, which these files are.
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
+        model = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        return model.eval()
+
+
+def _import_torchvision() -> bool:
+    """Import what defines the operators of detection models, if it is installed."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""How to verify: which model is run, on what, and how equal its outputs have to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frozenbn_cli.errors import UsageError
+from frozenbn_cli.selection import Selection
+
+__all__ = ["RunOptions", "VerifyOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Which model is run to verify a file, and on what.
+
+    Attributes:
+        model: Returns a new module, of the architecture that the file belongs to; None where the
+            file itself holds all of the model, or nothing is to be run.
+        input_shapes: Of the inputs, one each; found from the first convolution if there are none.
+        inputs: A file of inputs instead: .npz, .npy, .safetensors or .pt.
+        seed: Of the first random inputs.
+        runs: On how many random inputs; each has a seed of its own.
+        trust: Load pickled modules, which executes code in the file, and run archives also where
+            their code has operators that read or write files.
+    """
+
+    model: Callable[[], Any] | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    inputs: Path | None = None
+    seed: int = 0
+    runs: int = 1
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise UsageError(f"runs {self.runs}", expected="1 or more")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed {self.seed}", expected="0 or more, below 2^63")
+        if self.inputs is not None and (self.input_shapes or self.runs > 1):
+            raise UsageError("inputs are given by a file, and also by shapes or a number of runs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions(RunOptions):
+    """How to verify one file against another.
+
+    Attributes:
+        key: Which state dict of a file that holds several, such as ``model_ema``.
+        eps: Of every layer whose eps the original does not hold; None takes what the converted
+            file states.
+        selection: Which layers have to be frozen.
+        atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
+        rtol: As above.
+    """
+
+    key: str | None = None
+    eps: float | None = None
+    selection: Selection = field(default_factory=Selection)
+    atol: float = 0.0
+    rtol: float = 0.0

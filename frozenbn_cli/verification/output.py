@@ -1,0 +1,109 @@
+"""Verifies what a conversion wrote, before it gets its name. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from frozenbn_cli.batch_norm import BatchNorm
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.claims import Claim
+from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.torchscript.rewriting import Rewriting
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.contents import verify_contents, verify_records
+from frozenbn_cli.verification.layers import verify_layers
+from frozenbn_cli.verification.models import (
+    archive_loader,
+    blank_loader,
+    frozen_loader,
+    original_loader,
+)
+from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.verification.running import Loader, verify_model
+from frozenbn_cli.verification.written import WrittenFile, open_written
+
+__all__ = ["Written", "verify_output"]
+
+Counter = Callable[[str, int], Callable[[int], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a conversion wrote, and what it has to be.
+
+    Attributes:
+        path: The file, still under another name.
+        output_format: Of the file.
+        kept: The entries that it has to hold, as they lie in the input.
+        layers: The frozen layers, as they are in the input.
+        may_have: Entries that it may hold beside these.
+        rewriting: How the archive was changed, if the input is one.
+    """
+
+    path: Path
+    output_format: OutputFormat
+    kept: Mapping[str, StoredTensor]
+    layers: Mapping[str, BatchNorm]
+    may_have: Collection[str] = ()
+    rewriting: Rewriting | None = None
+
+
+def verify_output(
+    checkpoint: Checkpoint, part: StateDict, written: Written, options: RunOptions, counter: Counter
+) -> tuple[Claim, ...]:
+    """Return the three claims on the output of a conversion.
+
+    Args:
+        checkpoint: The input.
+        part: The state dict of it that was converted.
+        written: The output.
+        options: Which model is run, and on what.
+        counter: Returns what is told how much of a stage is done, from its name and total.
+
+    Raises:
+        VerificationError: The library of the format cannot read it back.
+    """
+    file = open_written(written.path, written.output_format)
+    total = sum(tensor.size_bytes for tensor in written.kept.values())
+    comparing = counter("comparing", total)
+    contents = verify_contents(file, written.kept, comparing, may_have=written.may_have)
+    if contents.status == "equal" and (found := _other_record(checkpoint, written)):
+        contents = Claim("contents", "different", found)
+    layers = verify_layers(file, written.layers, counter("running", len(written.layers)))
+    return contents, layers, _verify_model(checkpoint, part, written, file, options)
+
+
+def _other_record(checkpoint: Checkpoint, written: Written) -> str | None:
+    """Return which record of a rewritten archive is not what it has to be, or None."""
+    if not (written.rewriting and checkpoint.script):
+        return None
+    return verify_records(written.path, checkpoint.script, written.rewriting)
+
+
+def _verify_model(
+    checkpoint: Checkpoint,
+    part: StateDict,
+    written: Written,
+    file: WrittenFile,
+    options: RunOptions,
+) -> Claim:
+    before = original_loader(checkpoint, part, options)
+    after = _after(checkpoint, part, written, file, options)
+    return verify_model(before, after, written.layers, options)
+
+
+def _after(
+    checkpoint: Checkpoint,
+    part: StateDict,
+    written: Written,
+    file: WrittenFile,
+    options: RunOptions,
+) -> Loader | str:
+    if written.output_format == "torchscript":
+        with open_checkpoint(written.path) as archive:
+            return archive_loader(written.path, cast(ScriptArchive, archive.script), options)
+    eps = {name: layer.eps for name, layer in written.layers.items()}
+    return frozen_loader(blank_loader(checkpoint, part, options), file, eps)

@@ -1,0 +1,413 @@
+"""The third claim: the whole model gives the same outputs. Runs models, and imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frozenbn_cli.claims import Claim, Difference
+from frozenbn_cli.errors import FrozenBNError, UsageError
+from frozenbn_cli.live_models import first_line, foreign_code, last_line
+from frozenbn_cli.verification.differences import (
+    EXACT,
+    Tolerance,
+    compare,
+    same_bits,
+    summary,
+    tolerated_text,
+)
+from frozenbn_cli.verification.inputs import Inputs, candidate_inputs, dtype_of
+from frozenbn_cli.verification.options import RunOptions
+
+__all__ = ["Loader", "find_inputs", "outputs_of", "verify_model"]
+
+Loader = Callable[[], Any]
+"""Returns a model anew, as it is in a file, in eval and on the CPU."""
+
+Leaves = list[tuple[str, Any]]
+
+_VALUES = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, enum.Enum)
+
+
+def verify_model(
+    before: Loader | str,
+    after: Loader | str,
+    frozen: Iterable[str],
+    options: RunOptions,
+    tolerance: Tolerance = EXACT,
+) -> Claim:
+    """Run two models on the same inputs and compare what comes out, bit by bit.
+
+    First in eval; then with the frozen layers of the second alone in training mode, in which they
+    must not change anything, themselves included.
+
+    Args:
+        before: Loads the original, or says why it cannot be run.
+        after: Loads the converted, or says why it cannot be run.
+        frozen: The names of its frozen layers.
+        options: On what to run them.
+        tolerance: Of the outputs.
+    """
+    if isinstance(before, str) or isinstance(after, str):
+        reason = before if isinstance(before, str) else after
+        return Claim("model", "not verified", str(reason))
+    try:
+        runs = _find_runs(before, options)
+    except _LoadingError as error:
+        return _not_verified(f"PyTorch cannot load the input here: {error.first}")
+    if isinstance(runs, str):
+        return _not_verified(runs)
+    return _Comparison(before, after, list(frozen), runs, tolerance).run()
+
+
+class _ModelError(Exception):
+    """A model raised something.
+
+    Attributes:
+        first: The first line of it.
+        last: The last line, which in TorchScript comes after its traceback.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.first = first_line(error)
+        self.last = last_line(error)
+
+
+class _LoadingError(_ModelError):
+    """A model cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opaque:
+    """A part of an output that nothing here can look into."""
+
+    type_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What became of a model on one set of inputs.
+
+    Attributes:
+        inputs: What it was called with.
+        outputs: The parts of what came out, each with its place.
+        changed: The buffers that it changed, by name.
+    """
+
+    inputs: Inputs
+    outputs: Leaves
+    changed: dict[str, Tensor]
+
+
+def _load(loader: Loader) -> Any:
+    try:
+        return loader().eval()
+    except FrozenBNError:
+        raise
+    except Exception as error:  # A model is foreign code, which may raise anything.
+        raise _LoadingError(error) from error
+
+
+def _ran(model: Any, inputs: Inputs) -> _Run:
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        outputs = outputs_of(model, inputs)
+    except Exception as error:  # As above.
+        raise _ModelError(error) from error
+    changed = {
+        name: value.clone()
+        for name, value in model.named_buffers()
+        if name not in buffers or not same_bits(value, buffers[name])
+    }
+    return _Run(inputs, outputs, changed)
+
+
+def outputs_of(model: Any, inputs: Inputs) -> Leaves:
+    """Return what comes out, without an optimiser that changes an archive from run to run."""
+    arguments, keywords = inputs.of_dtype(dtype_of(model))
+    with (
+        foreign_code(),
+        torch.no_grad(),
+        torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+    ):
+        return list(_leaves(model(*arguments, **keywords), "output"))
+
+
+def _leaves(output: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of nested outputs that are no containers, and where containers begin."""
+    if isinstance(output, (list, tuple)):
+        yield place, f"{len(output)} items"
+        for index, part in enumerate(output):
+            yield from _leaves(part, f"{place}[{index}]")
+    elif isinstance(output, dict):
+        yield place, f"keys {list(output)}"
+        for key, part in output.items():
+            yield from _leaves(part, f"{place}[{key!r}]")
+    elif isinstance(output, Tensor):
+        yield from _plain_tensors(output, place)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for item in dataclasses.fields(output):
+            yield from _leaves(getattr(output, item.name), f"{place}.{item.name}")
+    elif output is None or isinstance(output, _VALUES):
+        yield place, output
+    else:
+        yield place, _Opaque(type(output).__name__)
+
+
+def _plain_tensors(tensor: Tensor, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a tensor holds as tensors whose bits can be looked at, and of which kind it is."""
+    if tensor.is_quantized:
+        yield place, f"quantized as {tensor.dtype}"
+        yield f"{place}.int_repr()", tensor.int_repr()
+        yield f"{place}.dequantize()", tensor.dequantize()
+    elif tensor.layout != torch.strided:
+        yield place, f"laid out as {tensor.layout}"
+        yield f"{place}.to_dense()", tensor.to_dense()
+    else:
+        yield place, tensor.resolve_conj().resolve_neg()
+
+
+def find_inputs(model: Loader, options: RunOptions) -> Inputs | str:
+    """Return inputs on which a model runs, the first of them, or why there are none."""
+    runs = _find_runs(model, options)
+    return runs if isinstance(runs, str) else runs[0].inputs
+
+
+def _find_runs(loader: Loader, options: RunOptions) -> list[_Run] | str:
+    """Return the runs of a model on the first inputs that it takes, or why there are none."""
+    model = _load(loader)
+    candidates = candidate_inputs(model, options)
+    if isinstance(candidates, str):
+        return candidates
+    reason = ""
+    for inputs in candidates:
+        runs = _try(model, inputs)
+        if not isinstance(runs, str):
+            return runs
+        reason = reason or runs
+        model = _load(loader)
+    is_given = options.input_shapes or options.inputs
+    return reason if is_given else f"{reason}; give --input-shape"
+
+
+def _try(model: Any, inputs: tuple[Inputs, ...]) -> list[_Run] | str:
+    try:
+        return [_ran(model, each) for each in inputs]
+    except _ModelError as error:
+        return f"it does not run on {_shape(inputs[0])}: {error.last}"
+
+
+def _shape(inputs: Inputs) -> str:
+    return inputs.shown.partition(" of ")[0]
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Compares what became of the original with what becomes of the converted."""
+
+    before: Loader
+    after: Loader
+    frozen: list[str]
+    runs: list[_Run]
+    tolerance: Tolerance
+    _tolerated: list[Difference] = field(default_factory=list)
+
+    def run(self) -> Claim:
+        model = None
+        for mode, in_training in (
+            ("in eval", []),
+            ("with the frozen layers in training mode", self.frozen),
+        ):
+            fresh = model is None
+            try:
+                model = model or _load(self.after)
+                differences = self._differences(model, in_training)
+                if _matter(differences) and not fresh:
+                    # Layers that stay live may have learnt from the run before.
+                    differences = self._differences(_load(self.after), in_training)
+            except _ModelError as error:
+                differences = [Difference("the converted model", f"fails ({error.last})")]
+            except UsageError as error:
+                # The original fits the model, or this would have been said before.
+                differences = [Difference("the converted file", error.what)]
+            if _matter(differences):
+                return self._different(differences, mode, in_training)
+            self._tolerated = self._tolerated or differences
+        return self._equal()
+
+    def _differences(self, model: Any, in_training: list[str]) -> list[Difference]:
+        for name in in_training:
+            _submodule(model, name).training = True
+        found: list[Difference] = []
+        for run in self.runs:
+            again = _ran(model, run.inputs)
+            found += _output_differences(run.outputs, again.outputs, self.tolerance)
+            found += [
+                Difference(name, "is changed by a run")
+                for name, value in again.changed.items()
+                if name not in run.changed
+                or compare(name, run.changed[name], value, tolerance=self.tolerance)
+            ]
+            if _matter(found):
+                break
+        return found
+
+    def _different(self, differences: list[Difference], mode: str, in_training: list[str]) -> Claim:
+        shown = self._shown()
+        with contextlib.suppress(_ModelError):
+            original = _load(self.before)
+            again = [_ran(original, run.inputs) for run in self.runs]
+            if any(
+                _output_differences(run.outputs, other.outputs, EXACT)
+                for run, other in zip(self.runs, again, strict=True)
+            ):
+                return _not_verified(f"run twice on {shown}, the input itself differs")
+        count = len(self.runs[0].outputs)
+        said = f"{summary(differences, count, 'outputs')}, {mode}, on {shown}"
+        begins = ""
+        with contextlib.suppress(_ModelError, UsageError):
+            begins = self._begins(in_training) or ""
+        return Claim("model", "different", said, count, tuple(differences), begins)
+
+    def _equal(self) -> Claim:
+        outputs = self.runs[0].outputs
+        tensors = [value for _, value in outputs if isinstance(value, Tensor)]
+        detail = f"outputs on {self._shown()}, in eval and with the frozen layers in training mode"
+        if opaque := [value.type_name for _, value in outputs if isinstance(value, _Opaque)]:
+            return _not_verified(f"its outputs hold a {opaque[0]}, which cannot be compared")
+        if not any(value.numel() for value in tensors):
+            detail = f"outputs hold no numbers on {self._shown()}"
+            if not self._can_be_watched():
+                return _not_verified(f"{detail}; give --inputs")
+            if begins := self._begins(self.frozen):
+                return Claim("model", "different", begins, len(outputs), begins=begins)
+            detail += f"; those of the {len(self.frozen):,} frozen layers are equal"
+        detail += tolerated_text(self._tolerated, self.tolerance, "outputs")
+        return Claim("model", "equal", detail, len(outputs), tuple(self._tolerated))
+
+    def _shown(self) -> str:
+        count = len(self.runs)
+        shown = self.runs[0].inputs.shown
+        return shown if count == 1 else f"{count} inputs of {shown}"
+
+    # Along the layers
+
+    def _can_be_watched(self) -> bool:
+        return not any(
+            isinstance(_load(loader), torch.jit.ScriptModule)
+            for loader in (self.before, self.after)
+        )
+
+    def _begins(self, in_training: list[str]) -> str | None:
+        """Return where along the frozen layers outputs begin to differ; None if they do not."""
+        before, after = _load(self.before), _load(self.after)
+        if isinstance(before, torch.jit.ScriptModule) or isinstance(after, torch.jit.ScriptModule):
+            return None
+        for name in in_training:
+            _submodule(after, name).training = True
+        for run in self.runs:
+            expected = _watched(before, self.frozen, run.inputs)
+            found = _watched(after, self.frozen, run.inputs)
+            for place, (first, second) in enumerate(zip(expected, found, strict=False)):
+                which = f"layer {place + 1:,} of {len(expected):,} in running order"
+                if said := _step_difference(first, second, which, self.tolerance):
+                    return said
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One layer at work: its name, its input and its output."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+
+
+def _watched(model: nn.Module, names: list[str], inputs: Inputs) -> list[_Step]:
+    """Return what went through the layers of these names, in the order in which they ran."""
+    steps: list[_Step] = []
+
+    def watch(name: str) -> Any:
+        inside: list[Tensor] = []
+
+        def enter(_: nn.Module, arguments: Any) -> None:
+            inside.append(arguments[0].detach().clone())
+
+        def leave(_: nn.Module, __: Any, output: Tensor) -> None:
+            # The next layer may work in place.
+            steps.append(_Step(name, inside.pop(), output.detach().clone()))
+
+        layer = _submodule(model, name)
+        return layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)
+
+    handles = [handle for name in names for handle in watch(name)]
+    try:
+        _ran(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return steps
+
+
+def _step_difference(first: _Step, second: _Step, which: str, tolerance: Tolerance) -> str | None:
+    if first.name != second.name:
+        return f"{second.name} runs where {first.name} did ({which})"
+    if found := _untolerated("its input", first.input, second.input, tolerance):
+        return f"begins before {first.name} ({which}): {found}"
+    if found := _untolerated("its output", first.output, second.output, tolerance):
+        return f"begins in {first.name} ({which}), whose input is equal: {found}"
+    return None
+
+
+def _untolerated(
+    place: str, before: Tensor, after: Tensor, tolerance: Tolerance
+) -> Difference | None:
+    found = compare(place, before, after, tolerance=tolerance, any_nan=True)
+    return found if found and not found.tolerated else None
+
+
+def _submodule(model: Any, name: str) -> Any:
+    for part in filter(None, name.split(".")):
+        model = getattr(model, part)
+    return model
+
+
+# Outputs
+
+
+def _matter(differences: list[Difference]) -> bool:
+    return any(not item.tolerated for item in differences)
+
+
+def _output_differences(before: Leaves, after: Leaves, tolerance: Tolerance) -> list[Difference]:
+    if [place for place, _ in before] != [place for place, _ in after]:
+        return [Difference("output", f"{len(after)} parts instead of {len(before)}")]
+    found = []
+    for (place, first), (_, second) in zip(before, after, strict=True):
+        if isinstance(first, Tensor) and isinstance(second, Tensor):
+            difference = compare(place, first, second, tolerance=tolerance, any_nan=True)
+            found += [difference] if difference else []
+        elif _is_number(first) and _is_number(second) and type(first) is type(second):
+            numbers = (torch.tensor(value) for value in (first, second))
+            difference = compare(place, *numbers, tolerance=tolerance, any_nan=True)
+            found += [difference] if difference else []
+        elif repr(first) != repr(second):
+            found.append(Difference(place, f"{second!r:.80} instead of {first!r:.80}"))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, complex)) or type(value) is int
+
+
+def _not_verified(reason: str) -> Claim:
+    return Claim("model", "not verified", reason)

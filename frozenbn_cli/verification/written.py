@@ -1,0 +1,179 @@
+"""Converted files, opened anew with the library that their format belongs to. Imports torch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from frozenbn_cli.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.errors import VerificationError
+from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.outputs import OutputFormat
+
+__all__ = ["WrittenFile", "open_part", "open_written", "to_tensor"]
+
+
+class WrittenFile(Protocol):
+    """A converted file, opened anew."""
+
+    def names(self) -> set[str]:
+        """Return the names of the entries."""
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        """Return the eps that the file states for each frozen layer."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an entry, as the library reads it."""
+
+
+def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
+    """Open an output with the library that its format belongs to.
+
+    Raises:
+        VerificationError: The library that is installed cannot read it.
+    """
+    try:
+        return _FILES[output_format](path)
+    except (SafetensorError, UnpicklingError) as error:
+        raise VerificationError(
+            f"the output cannot be read back ({str(error).splitlines()[0]})",
+            advice=f"A newer {output_format} may know its dtypes; nothing was written.",
+        ) from error
+
+
+def open_part(checkpoint: Checkpoint, part: StateDict) -> WrittenFile:
+    """Open one state dict of a file that is open, with the library of its format if it can.
+
+    The library knows single safetensors files and plain state dicts; training checkpoints, shards,
+    modules and archives are read as inert values.
+    """
+    formats: dict[tuple[str, str], OutputFormat] = {
+        ("safetensors", "state dict"): "safetensors",
+        ("PyTorch ZIP", "state dict"): "torch",
+        ("PyTorch legacy", "state dict"): "torch",
+    }
+    output_format = formats.get((checkpoint.container, checkpoint.kind))
+    if output_format and not part.key:
+        try:
+            file = _FILES[output_format](checkpoint.path)
+        except (SafetensorError, UnpicklingError, RuntimeError):
+            pass  # What is beyond this version of the library can still be read.
+        else:
+            return _Unprefixed(file, part)
+    return _Inert(part, checkpoint.metadata)
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+
+    def names(self) -> set[str]:
+        return set(self._file.keys())
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        return _stated_eps(self._file.metadata() or {})
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _TorchFile:
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
+        self._entries = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
+        with open_checkpoint(path, keep_prefix=True) as checkpoint:
+            self._metadata = checkpoint.metadata
+
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        return _stated_eps(self._metadata)
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._entries[name].detach()
+        return tensor
+
+
+class _Inert:
+    """Read as text and inert values, since loading such a file can run code."""
+
+    def __init__(self, part: StateDict, metadata: Mapping[str, str]) -> None:
+        self._part = part
+        self._metadata = metadata
+
+    def names(self) -> set[str]:
+        return set(self._part.entries)
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        record = ConversionRecord.from_metadata(self._metadata)
+        stated = dict(record.without_prefix(self._part.prefix).layers) if record else {}
+        # What a module or an archive says itself counts for more than its record.
+        return stated | {
+            layer.name: layer.eps
+            for layer in find_batch_norms(self._part)
+            if layer.eps.source == "read"
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        return to_tensor(self._part.entries[name])
+
+
+class _ScriptFile(_Inert):
+    def __init__(self, path: Path) -> None:
+        checkpoint = open_checkpoint(path)
+        weakref.finalize(self, checkpoint.close)
+        super().__init__(checkpoint.state_dict(), {})
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        # Only of layers that never run is it assumed: their code does not say it.
+        return {layer.name: layer.eps for layer in find_batch_norms(self._part)}
+
+
+class _Unprefixed:
+    """A file whose names are taken without what wrappers put in front of them."""
+
+    def __init__(self, file: WrittenFile, part: StateDict) -> None:
+        self._file = file
+        self._part = part
+
+    def names(self) -> set[str]:
+        return set(self._part.entries)
+
+    def stated_eps(self) -> Mapping[str, Eps]:
+        prefix = self._part.prefix
+        stated = self._file.stated_eps()
+        return {name.removeprefix(prefix): eps for name, eps in stated.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._file.tensor(self._part.prefix + name)
+
+
+_FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
+    "safetensors": _SafetensorsFile,
+    "torch": _TorchFile,
+    "torchscript": _ScriptFile,
+}
+
+
+def _stated_eps(metadata: Mapping[str, str]) -> Mapping[str, Eps]:
+    record = ConversionRecord.from_metadata(metadata)
+    return record.layers if record else {}
+
+
+def to_tensor(stored: StoredTensor) -> Tensor:
+    """Return a tensor as it lies in a file, read by frozenbn."""
+    dtype = getattr(torch, stored.dtype.name)
+    if not stored.elements:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)

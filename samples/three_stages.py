@@ -1,0 +1,302 @@
+"""Train with BatchNorm, freeze, fine-tune: the recipe on real data, and what it brings.
+
+    python samples/three_stages.py                  # about two minutes; draws three_stages.png
+    python samples/three_stages.py --quick          # a look at it, in seconds
+    torchrun --nproc-per-node 2 samples/three_stages.py --ddp
+
+It needs scikit-learn, and matplotlib for the figure: pip install '.[samples]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
+from rich.text import Text
+
+from frozenbn_cli import survey_batch_norms
+from frozenbn_cli.reports.console import make_console, print_report
+from frozenbn_cli.wording import counted
+
+try:
+    from across_ranks import fine_tune_on_ranks
+    from backbone import Backbone
+    from fine_tuning import Measurements, Norm, Settings, measure, rotated_and_noisy, shifted
+    from freezing import frozen_by_command_line, frozen_by_library, same_bits
+    from make_samples import BATCH_SIZE, SAMPLE_PATH, Digits, accuracy, read_digits, train
+    from tables import comparison, in_percent, outcome_table, ranks_table, trial_table
+    from when_not_to_freeze import from_scratch, never_formed, too_different
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}; the recipe needs scikit-learn: pip install '.[samples]'")
+
+_FIGURE = Path("three_stages.png")
+_FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+_SMALL_RUN_SEEDS = 3
+_INSTALL_MATPLOTLIB = "the figure needs matplotlib: pip install '.[samples]'"
+
+
+def main() -> None:
+    options = _options()
+    if options.quick and not options.ddp:
+        print("A quick look: too few images and steps to measure anything.")
+    # The layers are too small to share; with one thread, sums are taken in the same order.
+    torch.set_num_threads(1)
+    digits = _few(read_digits()) if options.quick else read_digits()
+    if options.ddp:
+        _on_several_processes(options, digits)
+    else:
+        _in_one_process(options, digits)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train with BatchNorm, freeze, fine-tune.")
+    add = parser.add_argument
+    add("--train", action="store_true", help="train stage 1 instead of reading the sample")
+    add("--seeds", type=_positive, metavar="N", help="how many seeds (default: 5)")
+    add(
+        "--learning-rate",
+        type=float,
+        default=Settings().learning_rate,
+        metavar="RATE",
+        help="of stage 3, the same for all (default: %(default)s)",
+    )
+    add("--upper-only", action="store_true", help="keep the weights of stem and stage 1")
+    add("--figure", type=_figure_path, metavar="FILE", help=f"default: {_FIGURE}")
+    add("--quick", action="store_true", help="few images and steps: a look, not a measurement")
+    add("--ddp", action="store_true", help="on several processes, started by torchrun")
+    options = parser.parse_args()
+    options.seeds = options.seeds or (1 if options.quick else 5)
+    if options.ddp and not dist.is_torchelastic_launched():
+        parser.error("start it with torchrun --nproc-per-node 2 samples/three_stages.py --ddp")
+    if options.figure and find_spec("matplotlib") is None:
+        parser.error(_INSTALL_MATPLOTLIB)
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def _figure_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in _FIGURE_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(_FIGURE_SUFFIXES)}, found {text}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _few(digits: Digits) -> Digits:
+    return Digits(
+        digits.train_images[:128],
+        digits.train_labels[:128],
+        digits.test_images[:60],
+        digits.test_labels[:60],
+    )
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = Settings(learning_rate=options.learning_rate, upper_only=options.upper_only)
+    return replace(settings, images=32, epochs=1, readings=2) if options.quick else settings
+
+
+def _trained(options: argparse.Namespace, digits: Digits) -> Backbone:
+    if options.train:
+        return train(digits, epochs=2) if options.quick else train(digits)
+    model = Backbone()
+    model.load_state_dict(torch.load(SAMPLE_PATH, weights_only=True))
+    return model.eval()
+
+
+# One process
+
+
+def _in_one_process(options: argparse.Namespace, digits: Digits) -> None:
+    started = time.monotonic()
+    console = make_console(sys.stdout)
+    settings = _settings(options)
+
+    trained = _stage_1(console, options, digits)
+    _stage_2(console, trained, digits)
+    measurements = _stage_3(console, trained, digits, settings, seeds=options.seeds)
+    _figure(options, measurements)
+    _when_not_to_freeze(console, trained, digits, settings, options)
+    _say(console, f"\n{time.monotonic() - started:.0f} seconds in all.")
+
+
+def _stage_1(console: Console, options: argparse.Namespace, digits: Digits) -> Backbone:
+    _heading(console, "Stage 1: a backbone trained with BatchNorm")
+    trained = _trained(options, digits)
+    domain = shifted(digits, rotated_and_noisy, images=1, seed=0)
+    source = "trained just now" if options.train else f"samples/{SAMPLE_PATH.name}"
+    _say(console, f"{source}, {len(survey_batch_norms(trained))} BatchNorm2d layers")
+    for name, each in (("test digits", digits), ("of them, turned by 25° and noisy", domain)):
+        share = in_percent(accuracy(trained, each.test_images, each.test_labels))
+        _say(console, f"right on {share} % of {len(each.test_images)} {name}")
+    return trained
+
+
+def _stage_2(console: Console, trained: Backbone, digits: Digits) -> None:
+    _heading(console, "Stage 2: freeze")
+    by_library = frozen_by_library(trained).train()
+    with tempfile.TemporaryDirectory() as folder:
+        by_command_line, report = frozen_by_command_line(trained, Path(folder))
+    _say(console, "$ frozenbn convert backbone.pt")
+    for line in report.splitlines():
+        if line.startswith(("contents ", "layers ", "model ")):
+            _say(console, line)
+    with torch.no_grad():
+        unchanged = torch.equal(by_library(digits.test_images), trained(digits.test_images))
+    if not (unchanged and same_bits(by_library, by_command_line)):
+        raise RuntimeError("freezing changed the backbone")
+    _say(
+        console,
+        "convert_bn_to_frozen(model) gives the same to the last bit; its logits in train() equal "
+        f"those of BatchNorm in eval() on all {len(digits.test_images)} images",
+    )
+
+
+def _stage_3(
+    console: Console, trained: Backbone, digits: Digits, settings: Settings, *, seeds: int
+) -> Measurements:
+    _heading(console, "Stage 3: fine-tune on the turned and noisy digits")
+    _say(console, _described(settings, seeds), "mean ± standard deviation over the seeds", "")
+    measurements = measure(
+        trained,
+        digits,
+        rotated_and_noisy,
+        settings,
+        seeds=_tracked(range(seeds), "fine-tuning"),
+    )
+    print_report(console, outcome_table(measurements))
+    for other in (Norm.TRAIN, Norm.EVAL):
+        _say(console, "", comparison(measurements, other))
+    return measurements
+
+
+def _described(settings: Settings, seeds: int) -> str:
+    part = "upper layers" if settings.upper_only else "all layers"
+    return (
+        f"{settings.images} images, batches of {settings.batch_size}, {part}, "
+        f"{counted(settings.epochs, 'epoch')}, learning rate {settings.learning_rate:g}, "
+        f"{counted(seeds, 'seed')}"
+    )
+
+
+def _figure(options: argparse.Namespace, measurements: Measurements) -> None:
+    if find_spec("matplotlib") is None:
+        print(f"No figure was drawn: {_INSTALL_MATPLOTLIB}", file=sys.stderr)
+        return
+    from figure import draw  # noqa: PLC0415
+
+    path = options.figure or _FIGURE
+    draw(measurements, path)
+    print(f"drawn: {path}", file=sys.stderr)
+
+
+def _when_not_to_freeze(
+    console: Console,
+    trained: Backbone,
+    digits: Digits,
+    settings: Settings,
+    options: argparse.Namespace,
+) -> None:
+    seeds = range(min(options.seeds, _SMALL_RUN_SEEDS))
+    of_seeds = counted(len(seeds), "seed")
+
+    _heading(console, "When not to freeze: training from scratch")
+    epochs = 1 if options.quick else 3
+    _say(console, f"digits, batches of {BATCH_SIZE}, {counted(epochs, 'epoch')}, {of_seeds}", "")
+    print_report(console, trial_table(from_scratch(digits, epochs=epochs, seeds=seeds)))
+
+    _heading(console, "When not to freeze: statistics that were never formed")
+    with tempfile.TemporaryDirectory() as folder:
+        inspected, refusal = never_formed(Path(folder))
+    _say(console, "$ frozenbn inspect untrained.pt")
+    for line in inspected.splitlines():
+        if line.startswith(("error: ", "convert: ")):
+            _say(console, line)
+    _say(console, "$ frozenbn convert untrained.pt", refusal.strip())
+
+    _heading(console, "When not to freeze: a data set too different")
+    _say(
+        console,
+        f"{settings.images} inverted digits, {counted(settings.epochs, 'epoch')}, {of_seeds}",
+        "",
+    )
+    print_report(console, trial_table(too_different(trained, digits, settings, seeds=seeds)))
+
+
+# Several processes
+
+
+def _on_several_processes(options: argparse.Namespace, digits: Digits) -> None:
+    dist.init_process_group("gloo")
+    try:
+        _compare_ranks(options, digits)
+    finally:
+        dist.destroy_process_group()
+
+
+def _compare_ranks(options: argparse.Namespace, digits: Digits) -> None:
+    settings = _settings(options)
+    trained = _trained(options, digits)
+    domain = shifted(digits, rotated_and_noisy, images=settings.images, seed=0)
+    outcomes = [
+        fine_tune_on_ranks(
+            trained, norm, domain, settings, broadcast_buffers=broadcast_buffers, seed=0
+        )
+        for norm, broadcast_buffers in (
+            (Norm.TRAIN, True),
+            (Norm.TRAIN, False),
+            (Norm.FROZEN, False),
+        )
+    ]
+    if dist.get_rank() == 0:
+        console = make_console(sys.stdout)
+        _heading(console, f"Stage 3 on {dist.get_world_size()} processes")
+        _say(
+            console,
+            f"{settings.images} turned and noisy digits in all, batches of "
+            f"{settings.batch_size} on each process, {counted(settings.epochs, 'epoch')}",
+            "",
+        )
+        print_report(console, ranks_table(outcomes))
+    if outcomes[-1].unequal:
+        raise RuntimeError("frozen statistics differ between the processes")
+
+
+# Printing
+
+
+def _heading(console: Console, text: str) -> None:
+    print_report(console, Text(f"\n{text}", "bold"))
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        print_report(console, line)
+
+
+def _tracked(values: Iterable[int], description: str) -> Iterable[int]:
+    errors = make_console(sys.stderr)
+    return track(
+        values, description, console=errors, transient=True, disable=not errors.is_terminal
+    )
+
+
+if __name__ == "__main__":
+    main()
