@@ -1,6 +1,5 @@
 """FrozenBatchNorm2d, the layer. Its import path is stored in model files and never changes."""
 
-from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -46,9 +45,7 @@ class _InputGradientOnly(torch.autograd.Function):
 
 # PyTorch has no public names for whether `torch.func` or forward-mode differentiation is at work.
 # Should the private ones go, it counts as being so, since the plain kernel is always right.
-_is_func_at_work: Callable[[], bool] = getattr(
-    torch._C, "_are_functorch_transforms_active", lambda: True
-)
+_is_func_at_work: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def _is_transformed() -> bool:
