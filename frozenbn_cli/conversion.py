@@ -341,6 +341,7 @@ class _Conversion:
                 self._begun(file, kept, part, record) as writer,
             ):
                 writer.write_tensors(self._counter("writing", total))
+            output.sync()  # While the hashing goes on; little is left for the commit.
             record = self._record(part, plan, sha256=sha256.result())
         finally:
             hashing.shutdown(wait=False)

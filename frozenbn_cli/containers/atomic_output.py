@@ -72,11 +72,16 @@ class AtomicOutput:
             yield self.file
             self.file.flush()
 
-    def commit(self) -> None:
-        """Make the file durable and give it its name, in one step."""
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
         with _as_output_error(self.target):
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name, in one step."""
+        self.sync()
+        with _as_output_error(self.target):
             self.file.close()
             if self._replace:
                 self.path.replace(self.target)
