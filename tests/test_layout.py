@@ -17,10 +17,12 @@ LEVELS = [
     {"cli"},
     {"options"},
     {"reports"},
+    {"batch"},
+    {"resuming", "file_results"},
     {"conversion", "inspection"},
     {"scripting"},
     {"verification"},
-    {"plan"},
+    {"plan", "model_files"},
     {"outputs"},
     {"loading", "live_models"},
     {"modules", "findings", "metadata"},
@@ -28,7 +30,7 @@ LEVELS = [
     {"checkpoints"},
     {"torchscript"},
     {"containers"},
-    {"pickles", "selection"},
+    {"pickles", "selection", "worker_pool", "dask_cluster"},
     {"errors", "importing"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
