@@ -6,9 +6,11 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -17,10 +19,16 @@ from rich.console import Console
 from rich.text import Text
 
 from frozenbn_cli import __version__, options
+from frozenbn_cli.batch import convert_files
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.dask_cluster import dask_executor
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
+from frozenbn_cli.file_results import FileResult, exit_code_of
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import Inspection, inspect_file
+from frozenbn_cli.model_files import names_several
+from frozenbn_cli.reports.batch_text import batch_report, file_line
+from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import (
     ProgressBar,
     make_console,
@@ -28,6 +36,7 @@ from frozenbn_cli.reports.console import (
     printable,
 )
 from frozenbn_cli.reports.documents import (
+    batch_document,
     conversion_document,
     error_document,
     error_fields,
@@ -151,7 +160,7 @@ def inspect(
 
 @app.command(epilog=options.CONVERT_EXAMPLES)
 def convert(
-    checkpoint: options.Checkpoint,
+    checkpoints: options.Checkpoints,
     output: options.OutputPath = None,
     to: options.To = None,
     key: options.Key = None,
@@ -170,19 +179,25 @@ def convert(
     seed: options.Seed = 0,
     runs: options.Runs = 1,
     trust: options.Trust = False,
+    output_dir: options.OutputDir = None,
+    recursive: options.Recursive = False,
+    skip_existing: options.SkipExisting = False,
+    jobs: options.Jobs = None,
+    scheduler: options.Scheduler = None,
     all_layers: options.AllLayers = False,
     report: options.Report = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Freeze the BatchNorm2d layers of a model file and write the result.
+    """Freeze the BatchNorm2d layers of a model file, or of many, and write the result.
 
     The result is verified before it gets its name. The input is never changed,
     and no pickled code in it is executed unless it is trusted. A TorchScript
     archive is rewritten as it lies in the file; to verify the result, it is then
-    run.
+    run. Of many files, one that fails does not stop the others; the exit code is
+    that of the worst.
     """
-    report_file = _report_file(report, [checkpoint, output], force=force)
+    report_file = _report_file(report, [*checkpoints, output], force=force)
     how = ConvertOptions(
         to=to.value if to else None,
         key=key,
@@ -201,6 +216,26 @@ def convert(
         trust=trust,
         summarize=report_file is not None,
     )
+    if output_dir is not None:
+        if output is not None:
+            raise UsageError("--output and --output-dir are given; one of them says where")
+        if report is not None:
+            raise UsageError("--report shows one conversion; --json tells of many")
+        what = partial(
+            convert_files,
+            checkpoints,
+            output_dir=output_dir,
+            options=how,
+            recursive=recursive,
+            skip_existing=skip_existing,
+            jobs=jobs,
+        )
+        raise typer.Exit(
+            _convert_many(what, scheduler, all_files=all_layers, as_json=as_json, quiet=quiet)
+        )
+    several = recursive or skip_existing or jobs or scheduler or len(checkpoints) > 1
+    if several or names_several(checkpoints[0]):
+        raise UsageError("several files", expected="--output-dir DIR for the results")
 
     @_reader_may_leave()
     def show(result: ConversionResult, error: RefusedError | None = None) -> int:
@@ -219,13 +254,59 @@ def convert(
 
     try:
         with ProgressBar(sys.stderr) as progress:
-            result = convert_file(checkpoint, output, options=how, progress=progress)
+            result = convert_file(checkpoints[0], output, options=how, progress=progress)
     except RefusedError as error:
         if error.result is None:
             raise
         failed = show(error.result, error)
         raise typer.Exit(max(failed, _complain(error))) from error
     raise typer.Exit(show(result))
+
+
+def _convert_many(
+    convert_with: Callable[..., list[FileResult]],
+    scheduler: str | None,
+    *,
+    all_files: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Convert many files, show what becomes of them, and return the exit code."""
+    console = make_console(sys.stdout)
+    as_lines = not (as_json or quiet or console.is_terminal)
+
+    @_reader_may_leave()
+    def show(result: FileResult) -> None:
+        print_report(console, file_line(result, console))
+
+    def complain(result: FileResult) -> None:
+        if result.error:
+            _complain(result.error, result.traceback)
+
+    started = time.perf_counter()
+    live = None if quiet else make_console(sys.stderr)
+    with BatchView(live, show=show if as_lines else None, complain=complain) as view:
+        try:
+            with dask_executor(scheduler) if scheduler else nullcontext() as executor:
+                convert_with(executor=executor, progress=view)
+        except KeyboardInterrupt:
+            if not view.total:
+                raise
+    seconds = time.perf_counter() - started
+    with _reader_may_leave():
+        if as_json:
+            typer.echo(to_json(batch_document(view.results, total=view.total, seconds=seconds)))
+        elif not quiet:
+            report = batch_report(
+                view.results,
+                console,
+                total=view.total,
+                seconds=seconds,
+                table=not as_lines,
+                all_files=all_files,
+            )
+            print_report(console, report)
+    return _INTERRUPTED if len(view.results) < view.total else exit_code_of(view.results)
 
 
 @app.command(epilog=options.VERIFY_EXAMPLES)
@@ -359,7 +440,7 @@ def run(arguments: list[str]) -> int:
         )
         return _fail(bug, arguments)
     if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
-        sys.stderr.write("frozenbn: interrupted; nothing was left behind\n")
+        sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return code
 
 
@@ -370,9 +451,9 @@ def _fail(error: FrozenBNError, arguments: list[str]) -> int:
     return _complain(error)
 
 
-def _complain(error: FrozenBNError) -> int:
+def _complain(error: FrozenBNError, trace: str | None = None) -> int:
     if os.environ.get("FROZENBN_DEBUG"):
-        traceback.print_exc()
+        sys.stderr.write(traceback.format_exc() if trace is None else trace)
     with suppress(OSError):
         make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
     return error.exit_code

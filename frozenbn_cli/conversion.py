@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
@@ -28,7 +28,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.model_target import name_of_model
+from frozenbn_cli.model_target import identity_of_model, name_of_model
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -92,6 +92,27 @@ class ConvertOptions(RunOptions):
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
 
+    def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
+        """Return the format that the output of ``checkpoint`` gets."""
+        return self.to or ("torchscript" if checkpoint.script else "safetensors")
+
+    def deciding(self, to: OutputFormat) -> dict[str, Any]:
+        """Return what decides, beside the input, what an output of format ``to`` holds."""
+        document: dict[str, Any] = {
+            "to": to,
+            "key": self.key,
+            "keep_prefix": self.keep_prefix,
+            "eps": self.eps,
+            "include": sorted(set(self.selection.include)),
+            "exclude": sorted(set(self.selection.exclude)),
+            "force_unhealthy": self.force_unhealthy,
+            "model": identity_of_model(self.model),
+        }
+        if to == "torchscript" and self.model is not None:  # It may be traced on these.
+            document["input_shapes"] = [list(shape) for shape in self.input_shapes]
+            document["inputs"] = self.inputs and self.inputs.name
+        return document
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionResult:
@@ -151,6 +172,7 @@ def convert_file(
     path: str | Path,
     output: str | Path | None = None,
     *,
+    output_dir: str | Path | None = None,
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
@@ -164,6 +186,7 @@ def convert_file(
         path: The checkpoint.
         output: Where the result belongs; beside the input as ``NAME.frozen.safetensors`` or
             ``NAME.frozen.pt`` if None.
+        output_dir: The folder for that name instead of the input's; made if it is not there.
         options: How to convert.
         progress: Is told how far the work has come.
 
@@ -180,9 +203,12 @@ def convert_file(
     path = Path(path)
     options = options or ConvertOptions()
     with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
-        to = options.to or ("torchscript" if checkpoint.script else "safetensors")
+        to = options.format_of(checkpoint)
         target = default_output(path, to) if output is None else Path(output)
-        return _Conversion(checkpoint, target, to, options, progress).run()
+        if output_dir is not None:
+            target = Path(output_dir) / target.name
+        atomic = AtomicOutput(target, replace=options.force, make_folder=output_dir is not None)
+        return _Conversion(checkpoint, atomic, to, options, progress).run()
 
 
 class _Conversion:
@@ -191,13 +217,14 @@ class _Conversion:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        target: Path,
+        output: AtomicOutput,
         to: OutputFormat,
         options: ConvertOptions,
         progress: Progress | None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._target = target
+        self._output = output
+        self._target = output.target
         self._to = to
         self._options = options
         self._report = progress or (lambda *_: None)
@@ -207,8 +234,7 @@ class _Conversion:
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
-        output = AtomicOutput(self._target, replace=self._options.force)
-        self._check_target(output)
+        self._check_target(self._output)
         with self._timed("plan"), located(self._place):
             part = self._described(self._checkpoint.state_dict(self._options.key))
             _refuse_unsupported(part)
@@ -237,7 +263,7 @@ class _Conversion:
         self._refuse(planned)
         if self._options.dry_run:
             return planned
-        with output:
+        with self._output as output:
             return self._convert(planned, part, output)
 
     def _check_target(self, output: AtomicOutput) -> None:
@@ -401,7 +427,8 @@ class _Conversion:
         before = ConversionRecord.from_metadata(self._checkpoint.metadata)
         layers = dict(before.without_prefix(part.prefix).layers) if before else {}
         layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
-        return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS)
+        deciding = self._options.deciding(self._to)
+        return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS, deciding)
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan

@@ -22,7 +22,6 @@ __all__ = [
     "AllLayers",
     "AsJson",
     "Check",
-    "Checkpoint",
     "Checkpoints",
     "Converted",
     "DryRun",
@@ -35,18 +34,23 @@ __all__ = [
     "Include",
     "InputShape",
     "Inputs",
+    "Jobs",
     "KeepPrefix",
     "Key",
     "Model",
     "ModelArg",
     "NoVerify",
     "Original",
+    "OutputDir",
     "OutputPath",
     "Quiet",
+    "Recursive",
     "RelativeTolerance",
     "Report",
     "Runs",
+    "Scheduler",
     "Seed",
+    "SkipExisting",
     "To",
     "Trust",
     "parse_model",
@@ -137,10 +141,9 @@ VERIFY_EXAMPLES = _examples(
 )
 
 _INPUT, _OUTPUT, _LAYERS, _REPORT = "Input", "Output", "Layers", "Report"
-_VERIFICATION, _MODEL = "Verification", "Model"
+_VERIFICATION, _MODEL, _MANY = "Verification", "Model", "Many files"
 _READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shards."
 
-Checkpoint = Annotated[Path, typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)]
 Checkpoints = Annotated[
     list[Path], typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)
 ]
@@ -221,6 +224,52 @@ class Format(str, Enum):
     TORCHSCRIPT = "torchscript"
 
 
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Convert several files, folders and patterns such as 'zoo/**/*.pth', and write the "
+        "results here, in folders as the inputs lie in.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive", "-r", help="Look into the folders in a folder too.", rich_help_panel=_MANY
+    ),
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Count an output as done that was made of the same source with the same options.",
+        rich_help_panel=_MANY,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        metavar="N",
+        help="How many processes convert at once; one for each core, 8 at most, if not given.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Convert on a running Dask cluster, all of whose workers see the files: "
+        "'tcp://10.0.0.1:8786'.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
 To = Annotated[
     Format | None,
     typer.Option(
@@ -352,7 +401,7 @@ Converted = Annotated[
     Path, typer.Argument(help="After, of any kind.", metavar="CONVERTED", show_default=False)
 ]
 AllLayers = Annotated[
-    bool, typer.Option("--all", help="Show every layer.", rich_help_panel=_REPORT)
+    bool, typer.Option("--all", help="Show every layer, or file.", rich_help_panel=_REPORT)
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=_REPORT)

@@ -17,11 +17,13 @@ LEVELS = [
     {"cli"},
     {"options"},
     {"reports"},
+    {"batch"},
+    {"resuming", "file_results"},
     {"conversion", "inspection"},
     {"scripting"},
     {"verification"},
     {"summaries"},
-    {"plan"},
+    {"plan", "model_files"},
     {"outputs"},
     {"loading", "live_models"},
     {"modules", "findings", "metadata"},
@@ -29,7 +31,7 @@ LEVELS = [
     {"checkpoints"},
     {"torchscript"},
     {"containers"},
-    {"pickles", "selection"},
+    {"pickles", "selection", "worker_pool", "dask_cluster"},
     {"errors", "importing", "wording"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

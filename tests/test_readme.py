@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from frozenbn_cli.cli import run
 from tests.archives import script
-from tests.files import save
+from tests.files import save, small_state
 from tests.models import build
 
 README = Path(__file__).parents[1] / "README.md"
@@ -27,7 +27,7 @@ def runnable(language: str) -> list[str]:
     return [
         text
         for kind, text in BLOCKS
-        if kind == language and not any(word in text for word in ELSEWHERE)
+        if kind == language and not any(word in text.lower() for word in ELSEWHERE)
     ]
 
 
@@ -40,6 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "last.ckpt", {"model": state, "model_ema": state, "epoch": 3})
     save(folder / "float32.safetensors", model.state_dict())
     (folder / "my_model.py").write_text("from torchvision.models import resnet50 as build\n")
+    for name in ("a.pth", "b.pth", "zoo/deep/c.pth", "runs/1/last.ckpt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save(folder / name, small_state())
     script(build(torchvision.models.resnet18), folder / "scripted.pt")
     return folder
 
