@@ -114,7 +114,8 @@ class ConversionResult:
             whether it would also be called.
         plan: Layers, findings and edits.
         claims: What was verified.
-        model: The name of the model that the layers were described by; empty if there is none.
+        model: The name of the model that the layers were described by; empty if there is none, or
+            the file describes them itself.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
             reason; empty for all else.
         seconds: The time of each stage.
@@ -225,7 +226,7 @@ class _Conversion:
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
-            model=name_of_model(self._options.model),
+            model="" if self._checkpoint.script else name_of_model(self._options.model),
             seconds=self._seconds,
         )
         self._refuse(planned)
