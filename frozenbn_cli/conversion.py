@@ -138,7 +138,8 @@ class ConversionResult:
             whether it would also be called.
         plan: Layers, findings and edits.
         claims: What was verified.
-        model: The name of the model that the layers were described by; empty if there is none.
+        model: The name of the model that the layers were described by; empty if there is none, or
+            the file describes them itself.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
             reason; empty for all else.
         summaries: The numbers of each layer, by name, where the options ask for them.
@@ -256,7 +257,7 @@ class _Conversion:
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
-            model=name_of_model(self._options.model),
+            model="" if self._checkpoint.script else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._seconds,
         )

@@ -93,7 +93,8 @@ class Inspection:
         foreign_names: What unpickling it would import that a model has no need of, with whether
             it would also be called.
         advice: What can be done with a kind that holds no state dict.
-        model: The name of the model that its layers were described by; empty if there is none.
+        model: The name of the model that its layers were described by; empty if there is none, or
+            the file describes them itself.
         seconds: How long it took.
     """
 
@@ -167,7 +168,7 @@ def inspect_file(
             beside=checkpoint.beside,
             foreign_names=checkpoint.foreign_names,
             advice=checkpoint.advice,
-            model=name_of_model(model),
+            model="" if checkpoint.script else name_of_model(model),
             seconds=time.perf_counter() - started,
         )
 

@@ -6,11 +6,13 @@ Imports torch. The code of a model is the user's, and may raise anything.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ __all__ = [
     "foreign_code",
     "last_line",
     "load_state",
+    "scripted",
+    "state_of",
 ]
 
 _SEED = 0
@@ -39,40 +43,132 @@ _COUNT = "num_batches_tracked"
 
 @contextlib.contextmanager
 def foreign_code() -> Iterator[None]:
-    """Run code of a model: seeded, its words on stderr, its warnings unheard."""
-    with (
-        torch.random.fork_rng(devices=[]),
-        contextlib.redirect_stdout(sys.stderr),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(_SEED)
+    """Run code of a model: seeded, its words on stderr, its warnings unheard.
+
+    Where it leads the process elsewhere (another folder, another default device, gradients off),
+    that is undone; where it would end it, that is an error like any other.
+    """
+    try:
+        with (
+            _same_place(),
+            torch.random.fork_rng(devices=[]),
+            torch.set_grad_enabled(torch.is_grad_enabled()),
+            _words_on_stderr(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(_SEED)
+            yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # Such as SystemExit, which would look like an answer.
+        raise RuntimeError(f"{type(error).__name__} {error}".rstrip()) from error
+
+
+@contextlib.contextmanager
+def _words_on_stderr() -> Iterator[None]:
+    """Send what is printed to stderr, also by other processes and by code that is not Python."""
+    try:
+        sys.stdout.flush()
+        stdout = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError):  # One of them is closed.
+        stdout = -1
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if stdout >= 0:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+
+
+@contextlib.contextmanager
+def _same_place() -> Iterator[None]:
+    """Keep the current folder, which relative paths are of, and the device of new tensors."""
+    device = torch.get_default_device()
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:  # It was deleted.
+        folder = ""
+    try:
         yield
+    finally:
+        if folder:
+            os.chdir(folder)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def build(model: Callable[[], Any]) -> nn.Module:
-    """Return a new model, in eval, on the CPU.
+    """Return a new model, in eval, on the CPU, without what DataParallel or `torch.compile` add.
 
     Raises:
-        UsageError: It cannot be built, or is no module.
+        UsageError: It cannot be built, is no module, or none whose layers can be told.
     """
+    where = (f"model {name_of_model(model)}",)
     try:
         with foreign_code():
-            built = model()
+            built = _unwrapped(model())
     except FrozenBNError:
         raise
     except Exception as error:
         raise UsageError(
             f"building the model failed ({type(error).__name__}: {first_line(error)})",
-            where=(f"model {name_of_model(model)}",),
+            where=where,
             advice="Give its arguments with --model-arg.",
         ) from error
-    if not isinstance(built, nn.Module):
-        found = type(built).__name__
+    if not isinstance(built, nn.Module) or isinstance(built, torch.jit.ScriptModule):
+        found = "TorchScript" if isinstance(built, nn.Module) else type(built).__name__
+        raise UsageError(where=where, expected="a torch.nn.Module", found=found)
+    _check_formed(built, where)
+    try:
+        with foreign_code():
+            built.cpu()
+            built.eval()  # Models that overwrite it often return nothing.
+    except Exception as error:
         raise UsageError(
-            where=(f"model {name_of_model(model)}",), expected="a torch.nn.Module", found=found
-        )
-    return built.cpu().eval()
+            f"eval() of the model failed ({type(error).__name__}: {first_line(error)})", where=where
+        ) from error
+    return built
+
+
+def _unwrapped(model: Any) -> Any:
+    while type(model).__name__ in ("DataParallel", "OptimizedModule"):
+        model = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
+    return model
+
+
+def _check_formed(model: nn.Module, where: tuple[str, ...]) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise UsageError(
+                f"{name} has no shape yet",
+                where=where,
+                advice="Run the model once where it is built, so that lazy layers are formed.",
+            )
+        if value.is_meta:
+            raise UsageError(
+                f"{name} is on the meta device, without values",
+                where=where,
+                advice="Build the model on the CPU.",
+            )
+
+
+def state_of(model: nn.Module) -> Mapping[str, Any]:
+    """Return the state dict of a model, parameters as they are.
+
+    Raises:
+        UsageError: Its own code for that fails.
+    """
+    try:
+        with foreign_code():
+            state: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    except Exception as error:
+        raise UsageError(
+            f"state_dict() of the model failed ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return state
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +229,13 @@ def described_by(
     for name in statistics - facts.keys():
         if name in modules:
             facts[name] = _other_facts(modules[name])
+        elif f"{name}.running_var" not in fit.unexpected:
+            raise UsageError(
+                f"layer {name!a}",
+                expected="a module of this name in the model",
+                found="one that its state_dict() renames",
+                advice="Leave --model out.",
+            )
     lost = {name.rpartition(".")[0] for name in fit.missing if "running_" in name}
     layers = dict(part.layers)
     for name, said in facts.items():
@@ -146,7 +249,7 @@ def fit_of(model: nn.Module, entries: Mapping[str, StoredTensor] | Mapping[str, 
     """Return how entries fit a model, by their names and shapes."""
     wanted = {
         name: list(tensor.shape)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state_of(model).items()
         if isinstance(tensor, Tensor)
     }
     found = {name: list(tensor.shape) for name, tensor in entries.items()}
@@ -166,9 +269,9 @@ def _facts(decision: BatchNormDecision, layer: Any) -> dict[str, LayerFacts]:
     is_sibling = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d))
     facts = LayerFacts(
         type_name=decision.type_name,
-        channels=layer.num_features,
-        eps=float(layer.eps),
-        momentum=layer.momentum,
+        channels=getattr(layer, "num_features", None),
+        eps=_eps_of(layer),
+        momentum=getattr(layer, "momentum", None),
         code_is_known=True,
         # For what is of other dimensions, these are the reason.
         obstacle=None if is_sibling else decision.reason,
@@ -182,16 +285,20 @@ def _other_facts(layer: Any) -> LayerFacts:
     """Return what is to be said of a layer with running statistics that is no BatchNorm."""
     kind = type(layer)
     type_name = f"{kind.__module__}.{kind.__qualname__}"
-    eps = getattr(layer, "eps", None)
     frozen = is_frozen_layer(layer)
     return LayerFacts(
         type_name=type_name,
-        eps=float(eps) if isinstance(eps, (int, float)) else None,
+        eps=_eps_of(layer),
         frozen=frozen,
         code_is_known=True,
         obstacle=None if frozen else f"{type_name}, no BatchNorm",
         spatial_dims=2 if frozen else None,
     )
+
+
+def _eps_of(layer: Any) -> float | None:
+    eps = getattr(layer, "eps", None)
+    return float(eps) if isinstance(eps, (int, float)) else None
 
 
 def _check_eps(name: str, in_file: LayerFacts | None, in_model: LayerFacts) -> None:
@@ -212,20 +319,34 @@ def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
     Raises:
         UsageError: They do not fit; all that does not is named.
     """
-    own = model.state_dict(keep_vars=True)
+    own = state_of(model)
     for name, tensor in own.items():
         # Tied tensors stay tied.
         if isinstance(tensor, Tensor) and name in entries and tensor.dtype != entries[name].dtype:
             tensor.data = tensor.data.to(entries[name].dtype)
-    counts = {name: tensor for name, tensor in own.items() if name.endswith(_COUNT)}
-    state: OrderedDict[str, Tensor] = OrderedDict({**counts, **entries})
+    # What is no tensor (`get_extra_state`) is not in the entries of a file.
+    kept = {
+        name: value
+        for name, value in own.items()
+        if name.endswith(_COUNT) or not isinstance(value, Tensor)
+    }
+    state: OrderedDict[str, Any] = OrderedDict({**kept, **entries})
     # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    state._metadata = own._metadata  # type: ignore[attr-defined]
     try:
         with foreign_code():
             model.load_state_dict(state, strict=True)
     except Exception as error:
         raise _misfit(fit_of(model, entries).problems or (last_line(error),)) from error
+
+
+def scripted(model: nn.Module) -> tuple[Any, str]:
+    """Return a scripted model, or why there is none."""
+    try:
+        with foreign_code():
+            return torch.jit.script(model), ""
+    except Exception as error:  # The compiler reads foreign code, which may be anything.
+        return None, first_line(error)
 
 
 def _misfit(problems: Iterable[str]) -> UsageError:

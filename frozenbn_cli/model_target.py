@@ -40,7 +40,11 @@ class ModelTarget:
         Raises:
             UsageError: There is no such module or callable; what it raises itself is passed on.
         """
-        return self._found()(**self.arguments)
+        module = self.target.rpartition(":")[0]
+        folder = Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
+        # The callable may import what lies beside it only when it is called.
+        with importable(folder):
+            return self._found()(**self.arguments)
 
     def __str__(self) -> str:
         return self.target
@@ -82,14 +86,13 @@ class ModelTarget:
 def _module(name: str) -> ModuleType:
     if name.endswith(".py"):
         return _module_of_file(Path(name))
-    with importable(Path.cwd()):
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            raise UsageError(
-                f"{name} cannot be imported ({error})",
-                advice="Is it installed, or in the current folder?",
-            ) from error
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"{name} cannot be imported ({error})",
+            advice="Is it installed, or in the current folder?",
+        ) from error
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -104,14 +107,13 @@ def _module_of_file(path: Path) -> ModuleType:
     module.__file__ = str(path)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
-    with importable(path.parent):
-        try:
-            SourceFileLoader(name, str(path)).exec_module(module)
-        except BaseException as error:
-            del sys.modules[name]
-            if isinstance(error, (ImportError, SyntaxError)):
-                raise UsageError(f"{path} cannot be imported ({error})") from error
-            raise
+    try:
+        SourceFileLoader(name, str(path)).exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, (ImportError, SyntaxError)):
+            raise UsageError(f"{path} cannot be imported ({error})") from error
+        raise
     return module
 
 

@@ -13,6 +13,7 @@ import typer
 
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.verification.options import MOST_RUNS
 
 __all__ = [
     "CONVERT_EXAMPLES",
@@ -357,6 +358,7 @@ Runs = Annotated[
     typer.Option(
         min=1,
         metavar="NUMBER",
+        max=MOST_RUNS,
         help="On how many random inputs the model is run, each with a seed of its own.",
         rich_help_panel=_VERIFICATION,
     ),

@@ -13,7 +13,7 @@ from torch import nn
 from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UnsupportedFileError, UsageError
-from frozenbn_cli.live_models import first_line, foreign_code
+from frozenbn_cli.live_models import first_line, foreign_code, scripted, state_of
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.verification.inputs import dtype_of
 from frozenbn_cli.verification.models import original_loader
@@ -64,8 +64,8 @@ def make_archive(
     model = loader()
     with foreign_code():
         model = freeze_layers(model, layers)
-    added = frozenset(dict(model.named_buffers())) - frozenset(model.state_dict())
-    compiled, error = _scripted(model)
+    added = frozenset(dict(model.named_buffers())) - frozenset(state_of(model))
+    compiled, error = scripted(model)
     how: Literal["scripted", "traced"] = "traced" if error else "scripted"
     if error:
         compiled = _traced(model, loader, options, error)
@@ -74,22 +74,13 @@ def make_archive(
     return Made(how, error, added)
 
 
-def _scripted(model: nn.Module) -> tuple[Any, str]:
-    """Return a scripted model, or why there is none."""
-    try:
-        with foreign_code():
-            return torch.jit.script(model), ""
-    except Exception as error:  # The compiler reads foreign code, which may be anything.
-        return None, first_line(error)
-
-
 def _traced(model: nn.Module, loader: Loader, options: RunOptions, scripting_error: str) -> Any:
     inputs = find_inputs(loader, options)
     if isinstance(inputs, str):
         raise _impossible(scripting_error, inputs)
-    arguments, keywords = inputs.of_dtype(dtype_of(model))
     try:
         with foreign_code(), torch.no_grad():
+            arguments, keywords = inputs.of_dtype(dtype_of(model))
             return torch.jit.trace(  # type: ignore[no-untyped-call]
                 model,
                 arguments or None,

@@ -121,6 +121,20 @@ def test_complex_numbers_differ() -> None:
     assert (found.absolute, found.relative, found.before) == (5.0, 1.0, 3 + 4j)
 
 
+def test_tensors_that_are_conjugate_lazily() -> None:
+    values = torch.tensor([3 + 4j])
+
+    assert compare("a", values.conj(), torch.tensor([3 - 4j])) is None
+    assert measured(values.conj(), values).absolute == 8
+
+
+def test_dtypes_that_are_only_stored() -> None:
+    one, two = (torch.tensor([n], dtype=torch.uint8).view(torch.float4_e2m1fn_x2) for n in (1, 2))
+
+    assert compare("a", one, one) is None
+    assert str(compare("a", one, two)) == "a: other bits of float4_e2m1fn_x2"
+
+
 class TestTolerance:
     def test_is_absolute_and_relative(self) -> None:
         before, after = torch.tensor([100.0, 0.0]), torch.tensor([101.0, 0.1])
@@ -138,6 +152,15 @@ class TestTolerance:
     def test_nan_against_a_number_is_never_within(self) -> None:
         difference = compare(
             "a", torch.tensor([NAN]), torch.tensor([1.0]), tolerance=Tolerance(1e9, 1e9)
+        )
+
+        assert difference is not None
+        assert not difference.tolerated
+
+    @pytest.mark.parametrize("after", [1.0, -INF, NAN])
+    def test_nothing_but_infinity_is_within_of_infinity(self, after: float) -> None:
+        difference = compare(
+            "a", torch.tensor([INF]), torch.tensor([after]), tolerance=Tolerance(0, 1e-3)
         )
 
         assert difference is not None

@@ -35,6 +35,26 @@ def first(model: nn.Module, **options: Any) -> Inputs:
     return next(iter(found))[0]
 
 
+class ByName(nn.Module):
+    def forward(self, image: Tensor, *, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+        return image * scale
+
+
+class Anything(nn.Module):
+    def forward(self, **batch: Tensor) -> Tensor:
+        return batch["image"]
+
+
+class Several(nn.Module):
+    def forward(self, image: Tensor, *rest: Tensor) -> Tensor:
+        return image
+
+
+class OneDict(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["image"]
+
+
 IMAGE, MASK = torch.rand(1, 3, 8, 8, dtype=torch.float64), torch.ones(1, 1, 6, 6)
 
 
@@ -57,6 +77,9 @@ class TestRandom:
             (TwoInputs(), ((1, 3, 8, 8),), "takes 2 inputs, and 1 shape"),
             (nn.Linear(3, 4), (), "takes 1 input of unknown shape; give --input-shape"),
             (nn.ModuleList(), (), "it has no method forward"),
+            (ByName(), (), "takes scale by name; give --inputs"),
+            (Anything(), (), "takes its arguments by name; give --inputs"),
+            (nn.Conv2d(3, 4, 3), ((1,), (1,)), "takes 1 input, and 2 shapes given"),
         ],
     )
     def test_says_why_there_are_none(self, model: nn.Module, shapes: Any, reason: str) -> None:
@@ -64,6 +87,16 @@ class TestRandom:
 
         assert isinstance(found, str)
         assert reason in found
+
+    def test_as_many_as_are_given_where_it_takes_any_number(self) -> None:
+        found = first(Several(), input_shapes=((1, 3, 8, 8), (1, 2), (3,)))
+
+        assert [tuple(value.shape) for value in found.arguments] == [(1, 3, 8, 8), (1, 2), (3,)]
+
+    def test_a_shape_that_is_too_large(self) -> None:
+        for shape in ((1, 3, 10**6, 10**8), (10**9,) * 4):
+            with pytest.raises(UsageError, match="cannot be made"):
+                first(nn.Conv2d(3, 4, 3), input_shapes=(shape,))
 
     def test_seeds_make_different_inputs(self) -> None:
         runs = candidate_inputs(nn.Conv2d(3, 4, 3), RunOptions(runs=2, seed=7))
@@ -106,6 +139,27 @@ class TestFiles:
         found = first(TwoInputs(), inputs=tmp_path / "a.npz")
 
         assert [int(value.flatten()[0]) for value in found.arguments] == list(range(11))
+
+    @pytest.mark.parametrize("model", [ByName(), Anything()])
+    def test_tensors_that_are_given_by_name_alone(self, tmp_path: Path, model: nn.Module) -> None:
+        save_file({"image": IMAGE, "scale": MASK}, tmp_path / "a.safetensors")
+
+        found = first(model, inputs=tmp_path / "a.safetensors")
+
+        assert found.arguments == ()
+        assert found.keywords.keys() == {"image", "scale"}
+
+    def test_a_dict_that_is_one_argument(self, tmp_path: Path) -> None:
+        torch.save({"image": IMAGE, 3: MASK}, tmp_path / "a.pt")
+        torch.save({"image": IMAGE, "scale": MASK}, tmp_path / "b.pt")
+
+        assert first(OneDict(), inputs=tmp_path / "a.pt").arguments[0].keys() == {"image", 3}
+        found = candidate_inputs(OneDict(), RunOptions(inputs=tmp_path / "b.pt"))
+        assert not isinstance(found, str)
+        in_order, whole = (inputs for (inputs,) in found)
+        assert len(in_order.arguments) == 2
+        assert whole.arguments[0].keys() == {"image", "scale"}
+        assert whole.shown == "b.pt ({image: 1x3x8x8, scale: 1x1x6x6}, run in float32)"
 
     def test_one_array(self, tmp_path: Path) -> None:
         np.save(tmp_path / "a.npy", IMAGE.numpy())
@@ -160,6 +214,13 @@ class TestFiles:
         with pytest.raises(InputError, match="cannot be read"):
             first(TwoInputs(), inputs=tmp_path / "a.npz")
 
+    @pytest.mark.parametrize("array", [np.array(["text"]), np.zeros(2, dtype="f4,i4")])
+    def test_arrays_that_hold_no_tensors(self, tmp_path: Path, array: np.ndarray) -> None:
+        np.save(tmp_path / "a.npy", array)
+
+        with pytest.raises(InputError, match="cannot be read"):
+            first(TwoInputs(), inputs=tmp_path / "a.npy")
+
     def test_npz_without_numpy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.savez(tmp_path / "a.npz", IMAGE.numpy())
 
@@ -175,7 +236,8 @@ class TestFiles:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runs": 0}, "runs 0: expected 1 or more"),
+        ({"runs": 0}, "runs 0: expected 1 to 100"),
+        ({"runs": 10**9}, "runs 1000000000: expected 1 to 100"),
         ({"seed": -1}, "seed -1"),
         ({"inputs": Path("a"), "input_shapes": ((1,),)}, "also by shapes"),
         ({"inputs": Path("a"), "runs": 2}, "also by shapes or a number of runs"),

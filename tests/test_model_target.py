@@ -42,7 +42,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "beside.py").write_text("CHANNELS = 5\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.endswith("my_model") or name == "beside"]:
+    for name in [
+        name for name in sys.modules if name.endswith(("my_model", "late")) or name == "beside"
+    ]:
         del sys.modules[name]
 
 
@@ -56,6 +58,15 @@ def test_builds_from_a_module_or_a_file(folder: Path, module: str) -> None:
     assert model[0].bias is None
     assert not model.training
     assert sys.path == path_before
+
+
+@pytest.mark.parametrize("module", ["late", "late.py"])
+def test_what_lies_beside_it_may_be_imported_late(folder: Path, module: str) -> None:
+    (folder / "late.py").write_text(
+        "def model():\n    from my_model import Model\n    return Model.small()\n"
+    )
+
+    assert build(ModelTarget(f"{module}:model"))[0].in_channels == 5
 
 
 def test_builds_from_an_installed_package() -> None:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from frozenbn_cli import ConvertOptions, VerificationResult, VerifyOptions, convert_file
 from frozenbn_cli import verify_files as verify_any
+from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.modules import convert_bn_to_frozen
+from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
-from tests.archives import rewrite_records, script, trace
+from tests.archives import load, rewrite_records, script, trace
 from tests.files import State, save
 from tests.models import perturb, small_cnn
 
@@ -305,6 +307,138 @@ class TestDifferent:
         assert "differs" in contents.detail
 
 
+class TestLayersThatShouldNotBeFrozen:
+    def pair(self, tmp_path: Path, *, whole: bool) -> tuple[Path, Path]:
+        live = perturb(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+        frozen = nn.Sequential(live[0], FrozenBatchNorm2d(4))
+        frozen[1].load_state_dict(live[1].state_dict())
+        paths = tmp_path / "a.pt", tmp_path / "b.pt"
+        for path, network in zip(paths, (live, frozen), strict=True):
+            torch.save(network if whole else network.state_dict(), path)
+        return paths
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_layer_of_other_dimensions(self, tmp_path: Path, whole: bool) -> None:
+        layers = claim(verify(*self.pair(tmp_path, whole=whole), None), "layers")
+
+        assert layers.status == "different"
+        assert layers.detail.startswith("1: frozen in the converted file, but BatchNorm1d")
+
+    def test_a_subclass(self, tmp_path: Path, original: Path, converted: Path) -> None:
+        class Own(nn.BatchNorm2d):
+            pass
+
+        def with_own() -> nn.Module:
+            network = model()
+            network[4] = Own(6, eps=1e-3)
+            return network
+
+        layers = claim(verify(original, converted, with_own), "layers")
+
+        assert layers.status == "different"
+        assert "4: frozen in the converted file, but subclass" in layers.detail
+
+
+class TestFrozenOriginals:
+    def test_live_layers_in_the_converted_file(self, tmp_path: Path) -> None:
+        torch.save(convert_bn_to_frozen(model()), tmp_path / "a.pt")
+        torch.save(model(), tmp_path / "b.pt")
+
+        layers = claim(verify(tmp_path / "a.pt", tmp_path / "b.pt", None), "layers")
+
+        assert "1: frozen in the original, live in the converted file" in layers.detail
+
+    def test_a_file_that_does_not_say(self, converted: Path) -> None:
+        bare = converted.with_name("bare.safetensors")
+        save_file(load_file(converted), bare)
+
+        layers = claim(verify(converted, bare, None), "layers")
+
+        assert layers.status == "not verified"
+        assert layers.detail == (
+            "the converted file does not say whether 2 layers are frozen, which the original "
+            "froze: 1, 4"
+        )
+
+
+class TestArchives:
+    """What an archive holds beside its entries is compared, or said not to be."""
+
+    def archive(self, path: Path, factor: float, network: nn.Module) -> Path:
+        class Rarely(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = network
+                self.factor = factor
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.net(x)
+                return y + torch.where(x.sum() > 1e9, y * self.factor, y * 0)
+
+        return script(Rarely(), path)
+
+    def test_a_constant_that_no_input_shows(self, tmp_path: Path) -> None:
+        original = self.archive(tmp_path / "a.pt", 1.0, model())
+        other = self.archive(tmp_path / "b.pt", 2.0, convert_bn_to_frozen(model()))
+
+        result = verify(original, other, None)
+
+        assert claim(result, "model").status == "equal"
+        assert claim(result, "contents").status == "not verified"
+        assert "code and constants cannot be compared" in claim(result, "contents").detail
+
+    def test_a_file_against_itself_is_all_the_same(self, tmp_path: Path) -> None:
+        original = script(model(), tmp_path / "a.pt")
+
+        assert claim(verify(original, original, None), "contents").status == "equal"
+
+    def test_conversions_one_after_the_other(self, tmp_path: Path) -> None:
+        first = script(model(), tmp_path / "a.pt")
+        options = ConvertOptions(selection=Selection.of(exclude="4"))
+        second = convert_file(first, tmp_path / "b.pt", options=options).output_path
+        third = convert_file(second, tmp_path / "c.pt").output_path
+
+        assert statuses(verify(second, third, None)) == ALL_EQUAL
+
+    def test_a_record_that_its_classes_contradict(self, tmp_path: Path) -> None:
+        original = script(model(), tmp_path / "a.pt")
+        with open_checkpoint(convert_file(original).output_path) as checkpoint:
+            record = checkpoint.metadata[METADATA_KEY]
+        lying = tmp_path / "b.pt"
+        load(original).save(lying, _extra_files={f"{METADATA_KEY}.json": record})
+
+        assert claim(verify(original, lying, None), "layers").status == "different"
+
+    def test_a_parameter_too_many(self, tmp_path: Path, original: Path) -> None:
+        network = convert_bn_to_frozen(model())
+        network.register_parameter("extra", nn.Parameter(torch.ones(1)))
+        network.register_buffer("table", torch.ones(1))
+        other = script(network, tmp_path / "b.pt")
+
+        contents = claim(verify(original, other, None), "contents")
+
+        assert contents.status == "different"
+        assert [item.place for item in contents.differences] == ["extra"]
+
+
+def test_what_is_no_tensor_is_not_compared(tmp_path: Path) -> None:
+    original = save(tmp_path / "a.pt", {**model().state_dict(), "temperature": 0.5})
+    output = convert_file(original, options=ConvertOptions(eps=1e-3)).output_path
+
+    contents = claim(verify(original, output, None), "contents")
+
+    assert contents.status == "equal"
+    assert contents.detail.endswith("; not compared, since no tensors: temperature")
+
+
+def test_an_eps_that_was_assumed_is_said_to_be(original: Path) -> None:
+    output = convert_file(original).output_path
+
+    assert (
+        "eps 1e-05 (assumed) instead of 0.001" in claim(verify(original, output), "layers").detail
+    )
+
+
 class TestUnknownEps:
     """A converted file that somebody else wrote, without a record."""
 
@@ -454,9 +588,7 @@ class TestModel:
         assert "those of the 2 frozen layers are equal" in equal.detail
         assert different.detail.startswith("begins before 4")
 
-    def test_outputs_that_cannot_be_compared_are_not_called_equal(
-        self, original: Path, converted: Path
-    ) -> None:
+    def test_objects_in_outputs_are_taken_apart(self, original: Path, converted: Path) -> None:
         class Boxes:
             def __init__(self, scores: Tensor) -> None:
                 self.scores = scores
@@ -465,7 +597,9 @@ class TestModel:
             def forward(self, x: Tensor) -> Any:
                 return {"boxes": Boxes(super().forward(x)), "shape": x.shape, "name": "boxes"}
 
-        result = claim(verify(original, converted, lambda: Detecting(*model())), "model")
+        build = lambda: Detecting(*model())  # noqa: E731
+        equal = claim(verify(original, converted, build), "model")
+        different = claim(verify(original, faulty(converted, flip_a_bit), build), "model")
 
-        assert result.status == "not verified"
-        assert result.detail == "its outputs hold a Boxes, which cannot be compared"
+        assert equal.status == "equal"
+        assert [item.place for item in different.differences] == ["output['boxes'].scores"]

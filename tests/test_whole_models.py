@@ -245,6 +245,16 @@ class TestToTorchScript:
         assert result.made.startswith("traced (")
         assert "variable number of arguments" in result.made
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_detector_that_answers_otherwise_where_it_is_scripted(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.pt", MODELS["fasterrcnn"]().state_dict())
+
+        result = self.convert(path, model=MODELS["fasterrcnn"])
+
+        assert statuses(result) == ALL_EQUAL
+        assert result.made == "scripted"
+        assert "the original scripted too" in result.claims[2].detail
+
     def test_what_can_be_neither_is_refused(self, path: Path) -> None:
         class Impossible(nn.Sequential):
             def forward(self, *arguments: torch.Tensor) -> torch.Tensor:

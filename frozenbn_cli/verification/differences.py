@@ -61,7 +61,8 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    values = tensor.detach().resolve_conj().resolve_neg()
+    return values.contiguous().reshape(-1).view(torch.uint8)
 
 
 def compare(
@@ -89,13 +90,17 @@ def compare(
     other_dtype = ""
     if before.dtype != after.dtype:
         other_dtype = f"{_name(after.dtype)} instead of {_name(before.dtype)}"
-    first, second = _wide(before), _wide(after)
+    try:
+        first, second = _wide(before), _wide(after)
+    except NotImplementedError:  # PyTorch only stores some dtypes, such as float4.
+        return Difference(place, other_dtype or f"other bits of {_name(before.dtype)}")
     same = _same(before, after, first, second)
     gap = (second - first).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
     if any_nan and not other_dtype and same.all() and not _zeros_differ(first, second):
         return None
     allowed = tolerance.atol + tolerance.rtol * first.abs()
-    within = not tolerance.exact and bool((same | (gap <= allowed)).all())
+    # What is infinitely far is never within, not even of an infinite value.
+    within = not tolerance.exact and bool((same | ((gap <= allowed) & gap.isfinite())).all())
     measure = _measure(before, after, first, second, gap=gap, same=same) if gap.numel() else None
     return Difference(place, other_dtype, measure, within)
 

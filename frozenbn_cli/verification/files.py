@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +13,13 @@ from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, Difference, Verdict, verdict
-from frozenbn_cli.errors import located
+from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.summaries import Summary, summaries_of
-from frozenbn_cli.torchscript.rewriting import rewrite
+from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
+from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import Tolerance, summary
 from frozenbn_cli.verification.layers import verify_layers
@@ -31,6 +32,7 @@ __all__ = ["VerificationResult", "verify_files"]
 
 Progress = Callable[[str, int, int], None]
 _COUNT = "num_batches_tracked"
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +141,9 @@ class _Verification:
             known = {item.layer.name: item.layer for item in plan.layers}
             frozen = {name: eps or known[name].eps for name, eps in stated.items() if name in known}
         with self._timed("contents"):
-            contents = self._contents(original, converted, written, set(frozen))
+            contents = self._contents(original, converted, written, plan, frozen)
         with self._timed("layers"):
-            layers = self._layers(written, plan, stated)
+            layers = self._layers(written, plan, stated, converted)
         with self._timed("model"):
             model = self._model(original, converted, written, frozen)
         return VerificationResult(
@@ -179,13 +181,19 @@ class _Verification:
     # The three claims
 
     def _contents(
-        self, original: StateDict, converted: StateDict, written: WrittenFile, frozen: set[str]
+        self,
+        original: StateDict,
+        converted: StateDict,
+        written: WrittenFile,
+        plan: Plan,
+        frozen: Collection[str],
     ) -> Claim:
         expected = _kept(original, written, frozen)
         # TorchScript has no buffers that a state dict would leave out.
-        keeps_more = self._after.script is not None and self._before.script is None
-        may_have = written.names() - expected.keys() if keeps_more else set()
-        may_have -= {f"{name}.{_COUNT}" for name in frozen}
+        may_have: set[str] = set()
+        if self._after.script and not self._before.script:
+            may_have = written.names() - expected.keys() - _parameters(self._after.script)
+            may_have -= {f"{name}.{_COUNT}" for name in frozen}
         total = sum(tensor.size_bytes for tensor in expected.values())
         with located(str(self._before.path)):
             claim = verify_contents(
@@ -195,30 +203,65 @@ class _Verification:
                 tolerance=self._tolerance,
                 may_have=may_have,
             )
-        if claim.status == "equal" and (found := self._other_record()):
-            return Claim("contents", "different", found)
-        unreadable = {**original.unsupported, **converted.unsupported}
-        if claim.status == "equal" and unreadable:
+        if claim.status == "different":
+            return claim
+        if unreadable := {**original.unsupported, **converted.unsupported}:
             name, reason = next(iter(unreadable.items()))
             return Claim("contents", "not verified", f"{name} cannot be compared: {reason}")
+        if self._before.script and self._after.script:
+            return self._with_records(claim, self._before.script, plan, frozen)
+        if original.left_out:
+            said = f"{claim.detail}; not compared, since no tensors: {_listed(original.left_out)}"
+            return replace(claim, detail=said)
         return claim
 
-    def _other_record(self) -> str | None:
-        """Return which record of an archive that frozenbn rewrote is not what it has to be."""
+    def _with_records(
+        self, claim: Claim, script: ScriptArchive, plan: Plan, frozen: Collection[str]
+    ) -> Claim:
+        """Return the claim on the contents of an archive, with its code and constants."""
+        if not self._tolerance.exact:
+            return replace(claim, detail=f"{claim.detail}; code and constants are not compared")
+        found = self._other_record(script, plan, frozen)
+        if not found:
+            return claim
         record = ConversionRecord.from_metadata(self._after.metadata)
-        if not (self._before.script and self._after.script and record):
-            return None
-        if record.version != frozenbn_cli.__version__:
-            return None
-        if record.source.get("sha256") != self._before.fingerprint():
-            return None
-        rewriting = rewrite(self._before.script, record.layers)
-        dropped = rewriting.dropped | {record_path(self._before.script.root)}
-        return verify_records(
-            self._after.path, self._before.script, replace(rewriting, dropped=dropped)
-        )
+        is_ours = record is not None and record.version == frozenbn_cli.__version__
+        if is_ours and record and record.source.get("sha256") == self._before.fingerprint():
+            return Claim("contents", "different", found)
+        reason = "code and constants cannot be compared, since frozenbn did not make it of this one"
+        return replace(claim, status="not verified", detail=f"{claim.detail} are equal; {reason}")
 
-    def _layers(self, written: WrittenFile, plan: Plan, stated: Mapping[str, Eps | None]) -> Claim:
+    def _other_record(
+        self, script: ScriptArchive, plan: Plan, frozen: Collection[str]
+    ) -> str | None:
+        """Return which record of the converted archive is not what frozenbn makes of it."""
+        changed = [
+            item.layer
+            for item in plan.layers
+            if item.layer.name in frozen and not item.layer.frozen_already
+        ]
+        for layer in changed:
+            if layer.facts.obstacle:
+                return f"layer {layer.name} cannot be frozen: {layer.facts.obstacle}"
+        try:
+            rewriting = (
+                rewrite(script, {layer.name for layer in changed})
+                if changed
+                else Rewriting({}, frozenset(), frozenset())
+            )
+        except UnsupportedFileError as error:
+            return error.problem
+        # The record of an earlier conversion gives way to that of this one.
+        dropped = rewriting.dropped | {record_path(script.root)}
+        return verify_records(self._after.path, script, replace(rewriting, dropped=dropped))
+
+    def _layers(
+        self,
+        written: WrittenFile,
+        plan: Plan,
+        stated: Mapping[str, Eps | None],
+        converted: StateDict,
+    ) -> Claim:
         sources: dict[str, BatchNorm] = {}
         eps: dict[str, Eps] = {}
         silent: list[str] = []
@@ -240,7 +283,21 @@ class _Verification:
             stated=eps,
             tolerance=self._tolerance,
         )
-        return _with_live(claim, _unexpected(plan, stated), silent, len(sources))
+        if unexpected := _unexpected(plan, stated, _live(converted)):
+            return _with_unexpected(claim, unexpected, len(sources))
+        if silent and claim.status == "equal":
+            reason = (
+                f"the converted file does not state the eps of {len(silent):,} of "
+                f"{len(sources):,} layers; with the same eps their outputs are equal"
+            )
+            return Claim("layers", "not verified", reason, len(sources))
+        if claim.status != "different" and (unknown := _unknown(plan, stated)):
+            reason = (
+                f"the converted file does not say whether {len(unknown):,} layers are frozen, "
+                f"which the original froze: {_listed(unknown)}"
+            )
+            return Claim("layers", "not verified", reason, len(sources))
+        return claim
 
     def _model(
         self,
@@ -285,7 +342,10 @@ def _frozen_layers(
     record = ConversionRecord.from_metadata(metadata)
     found: dict[str, Eps | None] = {}
     if record:
-        found |= record.without_prefix(part.prefix).layers
+        # A class in the file counts for more than what its record says.
+        live = _live(part)
+        recorded = record.without_prefix(part.prefix).layers
+        found |= {name: eps for name, eps in recorded.items() if name not in live}
     for layer in find_batch_norms(part):
         if layer.frozen_already:
             found[layer.name] = layer.eps if layer.eps.source == "read" else found.get(layer.name)
@@ -294,13 +354,23 @@ def _frozen_layers(
     return {
         item.layer.name: None
         for item in plan.layers
-        if _COUNT in item.layer.tensors
+        if item.action == "freeze"
+        and _COUNT in item.layer.tensors
         and item.layer.entry_name(_COUNT) not in part.entries
         and item.layer.entry_name("running_var") in part.entries
     }
 
 
-def _kept(original: StateDict, written: WrittenFile, frozen: set[str]) -> dict[str, StoredTensor]:
+def _live(part: StateDict) -> set[str]:
+    """Return the layers that a file's own classes show to be live."""
+    if not part.is_module:
+        return set()
+    return {layer.name for layer in find_batch_norms(part) if not layer.frozen_already}
+
+
+def _kept(
+    original: StateDict, written: WrittenFile, frozen: Collection[str]
+) -> dict[str, StoredTensor]:
     """Return the entries that have to be there still: all but the counts of frozen layers.
 
     Such a count may stay, for code that reads it, if it is the same.
@@ -313,35 +383,47 @@ def _kept(original: StateDict, written: WrittenFile, frozen: set[str]) -> dict[s
     }
 
 
-def _unexpected(plan: Plan, stated: Mapping[str, object]) -> list[Difference]:
+def _unexpected(
+    plan: Plan, stated: Mapping[str, object], live: Collection[str]
+) -> list[Difference]:
     """Return the layers that should be frozen and are not, and the reverse."""
     found = []
     for item in plan.layers:
-        name = item.layer.name
+        name, shown = item.layer.name, item.layer.name or "the layer"
         if item.action == "freeze" and name not in stated:
-            found.append(
-                Difference(name or "the layer", "a BatchNorm2d that is live in the converted file")
-            )
-        if item.deselected and name in stated:
-            found.append(Difference(name, f"frozen in the converted file, but {item.reason}"))
+            found.append(Difference(shown, "a BatchNorm2d that is live in the converted file"))
+        elif item.layer.frozen_already and name in live:
+            found.append(Difference(shown, "frozen in the original, live in the converted file"))
+        elif item.action == "leave" and not item.layer.frozen_already and name in stated:
+            found.append(Difference(shown, f"frozen in the converted file, but {item.reason}"))
     known = {item.layer.name for item in plan.layers}
     found += [Difference(name, "no layer of the original") for name in stated if name not in known]
     return found
 
 
-def _with_live(claim: Claim, unexpected: list[Difference], silent: list[str], count: int) -> Claim:
-    """Return the claim on layers with what is wrong beside their outputs, or not known."""
-    if unexpected:
-        if claim.status == "different":
-            unexpected = [*claim.differences, *unexpected]
-        said = summary(unexpected, max(count, len(unexpected)), "layers")
-        if not count:
-            said = f"no layer of the original is frozen in the converted file; {said}"
-        return Claim("layers", "different", said, count, tuple(unexpected))
-    if silent and claim.status == "equal":
-        reason = (
-            f"the converted file does not state the eps of {len(silent):,} of {count:,} layers; "
-            "with the same eps their outputs are equal"
-        )
-        return Claim("layers", "not verified", reason, count)
-    return claim
+def _unknown(plan: Plan, stated: Mapping[str, object]) -> list[str]:
+    """Return the layers that are frozen in the original, and maybe in the converted file."""
+    names = (item.layer.name for item in plan.layers if item.layer.frozen_already)
+    return [name for name in names if name not in stated]
+
+
+def _with_unexpected(claim: Claim, unexpected: list[Difference], count: int) -> Claim:
+    """Return the claim on layers with what is wrong beside their outputs."""
+    found = [*(claim.differences if claim.status == "different" else ()), *unexpected]
+    said = summary(found, max(count, len(found)), "layers")
+    if not count:
+        said = f"no layer of the original is frozen in the converted file; {said}"
+    return Claim("layers", "different", said, count, tuple(found))
+
+
+def _parameters(script: ScriptArchive) -> set[str]:
+    """Return the names of the parameters in an archive, which a state dict always holds."""
+    return {
+        f"{module.name}.{role}" if module.name else role
+        for module in script.modules
+        for role in module.source.listed("__parameters__")
+    }
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frozenbn_cli.errors import DependencyError, InputError, located
+from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
 from frozenbn_cli.live_models import first_line
 from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.wording import counted
@@ -80,8 +78,11 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     signature = _signature(model)
     if isinstance(signature, str):
         return signature
+    dtype = dtype_of(model)
     if options.inputs is not None:
-        return iter([(_read(options.inputs, signature, dtype_of(model)),)])
+        return ((inputs,) for inputs in _read(options.inputs, signature, dtype))
+    if signature.only_by_name:
+        return f"its forward takes {signature.only_by_name} by name; give --inputs"
     shapes = options.input_shapes
     kinds = signature.kinds(len(shapes))
     for kind in kinds:
@@ -94,7 +95,7 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     if not shapes and (weight is None or len(kinds) != 1):
         return f"its forward takes {takes} of unknown shape; give --input-shape"
     tried = [shapes] if shapes else _shapes(weight)
-    return (_random(candidate, kinds, options, dtype_of(model)) for candidate in tried)
+    return (_random(candidate, kinds, options, dtype) for candidate in tried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +103,36 @@ class _Signature:
     """What a forward takes.
 
     Attributes:
-        parameters: The type of each argument in words, by name, in order.
+        parameters: The type of each argument by position in words, by name, in order.
         required: How many of them have to be given.
+        further: The type of those after them, as many as there are; None if there can be none.
+        by_name: Whether an argument has to be given, for those that are given by name alone.
+        any_name: Whether there can be others by name.
     """
 
     parameters: Mapping[str, str]
     required: int
+    further: str | None = None
+    by_name: Mapping[str, bool] = field(default_factory=dict)
+    any_name: bool = False
 
     def kinds(self, given: int) -> list[str]:
-        return list(self.parameters.values())[: max(self.required, given)]
+        """Return the types of as many arguments as are given, or have to be."""
+        known = list(self.parameters.values())
+        count = max(self.required, given, 1)
+        more = self.further or ("Tensor" if not known else None)
+        return (known + [more] * (count - len(known)) if more else known)[:count]
+
+    def knows(self, names: Iterable[object]) -> bool:
+        """Return whether all of these are names of arguments."""
+        return all(name in self.parameters or name in self.by_name for name in names)
+
+    @property
+    def only_by_name(self) -> str:
+        """What has to be given by name, in words; empty if nothing has."""
+        if self.any_name and not (self.parameters or self.further):
+            return "its arguments"
+        return ", ".join(name for name, is_required in self.by_name.items() if is_required)
 
 
 def _signature(model: Any) -> _Signature | str:
@@ -123,16 +145,27 @@ def _signature(model: Any) -> _Signature | str:
         return _Signature({item.name: str(item.type) for item in arguments}, len(required))
     if type(model).forward is nn.Module.forward:
         return "it has no method forward"
-    parameters = {}
-    required_count = 0
+    kinds: dict[Any, dict[str, inspect.Parameter]] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            annotation = inspect.formatannotation(parameter.annotation)
-            parameters[name] = "List[Tensor]" if _TENSORS.search(annotation) else "Tensor"
-            required_count += parameter.default is parameter.empty
-    if not parameters:
-        return _Signature({"": "Tensor"}, 1)
-    return _Signature(parameters, max(required_count, 1))
+        kinds.setdefault(parameter.kind, {})[name] = parameter
+    positional = {
+        **kinds.get(inspect.Parameter.POSITIONAL_ONLY, {}),
+        **kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {}),
+    }
+    further = list(kinds.get(inspect.Parameter.VAR_POSITIONAL, {}).values())
+    by_name = kinds.get(inspect.Parameter.KEYWORD_ONLY, {})
+    return _Signature(
+        {name: _kind(parameter) for name, parameter in positional.items()},
+        sum(item.default is item.empty for item in positional.values()),
+        further=_kind(further[0]) if further else None,
+        by_name={name: item.default is item.empty for name, item in by_name.items()},
+        any_name=inspect.Parameter.VAR_KEYWORD in kinds,
+    )
+
+
+def _kind(parameter: inspect.Parameter) -> str:
+    annotation = inspect.formatannotation(parameter.annotation)
+    return "List[Tensor]" if _TENSORS.search(annotation) else "Tensor"
 
 
 def _first_convolution(model: Any) -> Tensor | None:
@@ -164,31 +197,47 @@ def _random(
         generator = torch.Generator().manual_seed(seed)
         arguments: list[Any] = []
         for shape, kind in zip(shapes, kinds, strict=True):
-            value = torch.rand(shape, generator=generator)
+            value = _uniform(shape, generator)
             arguments.append(list(value) if kind == "List[Tensor]" else value)
         inputs.append(Inputs(tuple(arguments), shown=shown))
     return tuple(inputs)
 
 
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    try:
+        return torch.rand(shape, generator=generator, dtype=torch.float32)
+    except RuntimeError as error:
+        shown = "x".join(map(str, shape))
+        raise UsageError(f"an input of {shown} cannot be made ({first_line(error)})") from error
+
+
 # Files of inputs
 
 
-def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> Inputs:
-    """Return the inputs in a file.
+def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> list[Inputs]:
+    """Return the inputs in a file, in each way in which they can be meant.
 
     A tuple in a .pt is what forward takes by position, a dict what it takes by name, anything else
-    is its one argument. Named tensors go to the arguments of the same names, or in the order of
-    their names where none is the name of an argument.
+    is its one argument. Named tensors go to the arguments of the same names; where these are no
+    names of arguments, in the order of their names, or else as one dict.
     """
     with located(f"inputs {path}"):
         value = _value(path)
-        named = value if isinstance(value, dict) else None
-        if named is not None and not named.keys() <= signature.parameters.keys():
-            value = tuple(named[name] for name in sorted(named, key=_natural))
-        if isinstance(value, dict):
-            arguments, keywords = (), value
-        else:
-            arguments, keywords = value if isinstance(value, tuple) else (value,), {}
+    arguments = value if isinstance(value, tuple) else (value,)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [(arguments, {})]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        in_order = tuple(value[name] for name in sorted(value, key=_natural))
+        calls.insert(0, (in_order, {}))
+        if signature.knows(value):
+            calls = [((), value)]
+        elif signature.any_name:
+            calls.insert(0, ((), value))
+    return [_inputs(path, arguments, keywords, dtype) for arguments, keywords in calls]
+
+
+def _inputs(
+    path: Path, arguments: tuple[Any, ...], keywords: dict[str, Any], dtype: torch.dtype
+) -> Inputs:
     shown = ", ".join(_shown(part) for part in (*arguments, *keywords.values()))
     shown = f"{path.name} ({shown}, run in {str(dtype).removeprefix('torch.')})"
     return Inputs(arguments, keywords, shown)
@@ -203,6 +252,8 @@ def _shown(value: Any) -> str:
         return "x".join(map(str, value.shape)) or "a number"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in value.items())}}}"
     return type(value).__name__
 
 
@@ -211,10 +262,14 @@ def _value(path: Path) -> Any:
     if reader is None:
         raise InputError(expected=" or ".join(_READERS), found=path.suffix or "no suffix")
     try:
-        value = reader(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = reader(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, UnpicklingError, zipfile.BadZipFile, EOFError, *_DAMAGE) as error:
+    except DependencyError:
+        raise
+    except Exception as error:  # Three libraries, none of which says what it raises.
         raise InputError(
             f"cannot be read ({first_line(error)})",
             advice="Save tensors alone, with numpy.savez, safetensors or torch.save.",
@@ -222,9 +277,6 @@ def _value(path: Path) -> Any:
     if not any(True for _ in _tensors(value)):
         raise InputError(expected="tensors", found=type(value).__name__)
     return value
-
-
-_DAMAGE = (RuntimeError, ValueError, KeyError)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

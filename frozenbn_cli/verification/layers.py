@@ -105,7 +105,8 @@ def _is_affine(source: BatchNorm) -> bool:
 def _eps_differs(source: BatchNorm, eps: Eps) -> str:
     if source.eps.value == eps.value:
         return ""
-    return f"eps {eps.value!r} instead of {source.eps.value!r}"
+    assumed = " (assumed)" if eps.source == "assumed" else ""
+    return f"eps {eps.value!r}{assumed} instead of {source.eps.value!r}"
 
 
 def _output_difference(

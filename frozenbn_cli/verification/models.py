@@ -113,10 +113,11 @@ def _unpickle(path: Path, part: StateDict) -> Any:
     """Return a pickled module; this executes code in the file, which the user trusts."""
     with importable(Path.cwd()), foreign_code():
         value: Any = torch.load(path, map_location="cpu", weights_only=False)
-    model = _at_key(value, part.key)
-    for name in filter(None, part.prefix.split(".")):
-        model = getattr(model, name)
-    return model.eval()
+        model = _at_key(value, part.key)
+        for name in filter(None, part.prefix.split(".")):
+            model = getattr(model, name)
+        model.eval()
+    return model
 
 
 def _at_key(value: Any, key: str) -> Any:
@@ -146,8 +147,7 @@ def _load_archive_now(path: Path) -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         # PyTorch deprecates TorchScript, which these files are.
         warnings.filterwarnings("ignore", ".*torch.jit.*")
-        model = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-        return model.eval()
+        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
 
 
 def _import_torchvision() -> bool:

@@ -10,7 +10,10 @@ from typing import Any
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.selection import Selection
 
-__all__ = ["RunOptions", "VerifyOptions"]
+__all__ = ["MOST_RUNS", "RunOptions", "VerifyOptions"]
+
+MOST_RUNS = 100
+"""The outputs of all runs of the original are kept until the converted model gives its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class RunOptions:
         input_shapes: Of the inputs, one each; found from the first convolution if there are none.
         inputs: A file of inputs instead: .npz, .npy, .safetensors or .pt.
         seed: Of the first random inputs.
-        runs: On how many random inputs; each has a seed of its own.
+        runs: On how many random inputs, at most 100; each has a seed of its own.
         trust: Load pickled modules, which executes code in the file, and run archives also where
             their code has operators that read or write files.
     """
@@ -36,8 +39,8 @@ class RunOptions:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UsageError(f"runs {self.runs}", expected="1 or more")
+        if not 1 <= self.runs <= MOST_RUNS:
+            raise UsageError(f"runs {self.runs}", expected=f"1 to {MOST_RUNS}")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed {self.seed}", expected="0 or more, below 2^63")
         if self.inputs is not None and (self.input_shapes or self.runs > 1):

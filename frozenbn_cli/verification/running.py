@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,26 +12,29 @@ from torch import Tensor, nn
 
 from frozenbn_cli.claims import Claim, Difference
 from frozenbn_cli.errors import FrozenBNError, UsageError
-from frozenbn_cli.live_models import first_line, foreign_code, last_line
+from frozenbn_cli.live_models import first_line, foreign_code, last_line, scripted
 from frozenbn_cli.verification.differences import (
     EXACT,
     Tolerance,
     compare,
-    same_bits,
     summary,
     tolerated_text,
 )
 from frozenbn_cli.verification.inputs import Inputs, candidate_inputs, dtype_of
+from frozenbn_cli.verification.leaves import (
+    Leaves,
+    count_values,
+    has_numbers,
+    have_same_form,
+    leaf_differences,
+    leaves_of,
+)
 from frozenbn_cli.verification.options import RunOptions
 
-__all__ = ["Loader", "find_inputs", "outputs_of", "verify_model"]
+__all__ = ["Loader", "find_inputs", "verify_model"]
 
 Loader = Callable[[], Any]
 """Returns a model anew, as it is in a file, in eval and on the CPU."""
-
-Leaves = list[tuple[str, Any]]
-
-_VALUES = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, enum.Enum)
 
 
 def verify_model(
@@ -60,11 +61,13 @@ def verify_model(
         return Claim("model", "not verified", str(reason))
     try:
         runs = _find_runs(before, options)
+        if isinstance(runs, str):
+            return _not_verified(runs)
+        return _Comparison(before, after, list(frozen), runs, tolerance).run()
     except _LoadingError as error:
         return _not_verified(f"PyTorch cannot load the input here: {error.first}")
-    if isinstance(runs, str):
-        return _not_verified(runs)
-    return _Comparison(before, after, list(frozen), runs, tolerance).run()
+    except _ModelError as error:
+        return _not_verified(f"it does not run again: {error.last}")
 
 
 class _ModelError(Exception):
@@ -86,93 +89,60 @@ class _LoadingError(_ModelError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Opaque:
-    """A part of an output that nothing here can look into."""
-
-    type_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     """What became of a model on one set of inputs.
 
     Attributes:
         inputs: What it was called with.
         outputs: The parts of what came out, each with its place.
-        changed: The buffers that it changed, by name.
+        changed: The buffers that it changed, by name, as they are after it.
     """
 
     inputs: Inputs
     outputs: Leaves
-    changed: dict[str, Tensor]
+    changed: dict[str, Leaves]
 
 
 def _load(loader: Loader) -> Any:
     try:
-        return loader().eval()
+        with foreign_code():
+            model = loader()
+            model.eval()  # Models that overwrite it often return nothing.
     except FrozenBNError:
         raise
     except Exception as error:  # A model is foreign code, which may raise anything.
         raise _LoadingError(error) from error
+    return model
 
 
 def _ran(model: Any, inputs: Inputs) -> _Run:
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
-        outputs = outputs_of(model, inputs)
+        buffers = _buffers(model)
+        outputs = _outputs(model, inputs)
+        after = _buffers(model)
     except Exception as error:  # As above.
         raise _ModelError(error) from error
     changed = {
-        name: value.clone()
-        for name, value in model.named_buffers()
-        if name not in buffers or not same_bits(value, buffers[name])
+        name: value
+        for name, value in after.items()
+        if name not in buffers or leaf_differences(buffers[name], value, EXACT)
     }
     return _Run(inputs, outputs, changed)
 
 
-def outputs_of(model: Any, inputs: Inputs) -> Leaves:
+def _buffers(model: Any) -> dict[str, Leaves]:
+    return {name: leaves_of(value, name) for name, value in model.named_buffers()}
+
+
+def _outputs(model: Any, inputs: Inputs) -> Leaves:
     """Return what comes out, without an optimiser that changes an archive from run to run."""
-    arguments, keywords = inputs.of_dtype(dtype_of(model))
     with (
         foreign_code(),
         torch.no_grad(),
         torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
     ):
-        return list(_leaves(model(*arguments, **keywords), "output"))
-
-
-def _leaves(output: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of nested outputs that are no containers, and where containers begin."""
-    if isinstance(output, (list, tuple)):
-        yield place, f"{len(output)} items"
-        for index, part in enumerate(output):
-            yield from _leaves(part, f"{place}[{index}]")
-    elif isinstance(output, dict):
-        yield place, f"keys {list(output)}"
-        for key, part in output.items():
-            yield from _leaves(part, f"{place}[{key!r}]")
-    elif isinstance(output, Tensor):
-        yield from _plain_tensors(output, place)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for item in dataclasses.fields(output):
-            yield from _leaves(getattr(output, item.name), f"{place}.{item.name}")
-    elif output is None or isinstance(output, _VALUES):
-        yield place, output
-    else:
-        yield place, _Opaque(type(output).__name__)
-
-
-def _plain_tensors(tensor: Tensor, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a tensor holds as tensors whose bits can be looked at, and of which kind it is."""
-    if tensor.is_quantized:
-        yield place, f"quantized as {tensor.dtype}"
-        yield f"{place}.int_repr()", tensor.int_repr()
-        yield f"{place}.dequantize()", tensor.dequantize()
-    elif tensor.layout != torch.strided:
-        yield place, f"laid out as {tensor.layout}"
-        yield f"{place}.to_dense()", tensor.to_dense()
-    else:
-        yield place, tensor.resolve_conj().resolve_neg()
+        arguments, keywords = inputs.of_dtype(dtype_of(model))
+        return leaves_of(model(*arguments, **keywords))
 
 
 def find_inputs(model: Loader, options: RunOptions) -> Inputs | str:
@@ -184,16 +154,22 @@ def find_inputs(model: Loader, options: RunOptions) -> Inputs | str:
 def _find_runs(loader: Loader, options: RunOptions) -> list[_Run] | str:
     """Return the runs of a model on the first inputs that it takes, or why there are none."""
     model = _load(loader)
-    candidates = candidate_inputs(model, options)
+    try:
+        with foreign_code():
+            candidates = candidate_inputs(model, options)
+    except FrozenBNError:
+        raise
+    except Exception as error:  # As above.
+        return f"what its forward takes cannot be found out: {first_line(error)}"
     if isinstance(candidates, str):
         return candidates
     reason = ""
     for inputs in candidates:
         runs = _try(model, inputs)
         if not isinstance(runs, str):
-            return runs
+            # A run that failed may have left traces in the model.
+            return _try(_load(loader), inputs) if reason else runs
         reason = reason or runs
-        model = _load(loader)
     is_given = options.input_shapes or options.inputs
     return reason if is_given else f"{reason}; give --input-shape"
 
@@ -219,6 +195,7 @@ class _Comparison:
     runs: list[_Run]
     tolerance: Tolerance
     _tolerated: list[Difference] = field(default_factory=list)
+    _is_scripted: bool = False
 
     def run(self) -> Claim:
         model = None
@@ -230,14 +207,16 @@ class _Comparison:
             try:
                 model = model or _load(self.after)
                 differences = self._differences(model, in_training)
-                if _matter(differences) and not fresh:
-                    # Layers that stay live may have learnt from the run before.
+                # Layers that stay live may have learnt from the run before.
+                if _matter(differences) and (not fresh or self._is_scripted_alike(model)):
                     differences = self._differences(_load(self.after), in_training)
             except _ModelError as error:
                 differences = [Difference("the converted model", f"fails ({error.last})")]
             except UsageError as error:
-                # The original fits the model, or this would have been said before.
-                differences = [Difference("the converted file", error.what)]
+                # An original that is no archive fits the model, or was refused before.
+                if isinstance(_load(self.before), torch.jit.ScriptModule):
+                    raise
+                differences = [Difference("the converted file", error.problem)]
             if _matter(differences):
                 return self._different(differences, mode, in_training)
             self._tolerated = self._tolerated or differences
@@ -249,16 +228,44 @@ class _Comparison:
         found: list[Difference] = []
         for run in self.runs:
             again = _ran(model, run.inputs)
-            found += _output_differences(run.outputs, again.outputs, self.tolerance)
-            found += [
-                Difference(name, "is changed by a run")
-                for name, value in again.changed.items()
-                if name not in run.changed
-                or compare(name, run.changed[name], value, tolerance=self.tolerance)
-            ]
+            found += leaf_differences(run.outputs, again.outputs, self.tolerance)
+            found += self._buffer_differences(run, again)
             if _matter(found):
                 break
         return found
+
+    def _is_scripted_alike(self, model: Any) -> bool:
+        """Script the original too, if that is what gives its outputs the form of the converted.
+
+        The detectors and some classifiers of torchvision return more where they are scripted.
+        """
+        original, run = _load(self.before), self.runs[0]
+        is_script = [isinstance(each, torch.jit.ScriptModule) for each in (original, model)]
+        again = _ran(model, run.inputs).outputs
+        if is_script != [False, True] or have_same_form(run.outputs, again):
+            return False
+        before = self.before
+
+        def load_scripted() -> Any:
+            return scripted(_load(before))[0]
+
+        compiled = scripted(original)[0]
+        runs = compiled and _try(compiled, tuple(run.inputs for run in self.runs))
+        if isinstance(runs, str) or not runs or not have_same_form(runs[0].outputs, again):
+            return False
+        self.before, self.runs, self._is_scripted = load_scripted, runs, True
+        return True
+
+    def _buffer_differences(self, run: _Run, again: _Run) -> list[Difference]:
+        """Return the buffers that one run changed, and the other did not or otherwise."""
+        found = [
+            Difference(name, "is changed by a run")
+            for name, value in again.changed.items()
+            if name not in run.changed
+            or _matter(leaf_differences(run.changed[name], value, self.tolerance))
+        ]
+        unchanged = run.changed.keys() - again.changed.keys()
+        return found + [Difference(name, "is no longer changed by a run") for name in unchanged]
 
     def _different(self, differences: list[Difference], mode: str, in_training: list[str]) -> Claim:
         shown = self._shown()
@@ -266,37 +273,36 @@ class _Comparison:
             original = _load(self.before)
             again = [_ran(original, run.inputs) for run in self.runs]
             if any(
-                _output_differences(run.outputs, other.outputs, EXACT)
+                leaf_differences(run.outputs, other.outputs, EXACT)
                 for run, other in zip(self.runs, again, strict=True)
             ):
                 return _not_verified(f"run twice on {shown}, the input itself differs")
-        count = len(self.runs[0].outputs)
-        said = f"{summary(differences, count, 'outputs')}, {mode}, on {shown}"
+        count = count_values(self.runs[0].outputs)
+        total = max(count * len(self.runs), len(differences))
+        said = f"{summary(differences, total, 'outputs')}, {mode}, on {shown}"
         begins = ""
         with contextlib.suppress(_ModelError, UsageError):
             begins = self._begins(in_training) or ""
         return Claim("model", "different", said, count, tuple(differences), begins)
 
     def _equal(self) -> Claim:
-        outputs = self.runs[0].outputs
-        tensors = [value for _, value in outputs if isinstance(value, Tensor)]
+        count = count_values(self.runs[0].outputs)
         detail = f"outputs on {self._shown()}, in eval and with the frozen layers in training mode"
-        if opaque := [value.type_name for _, value in outputs if isinstance(value, _Opaque)]:
-            return _not_verified(f"its outputs hold a {opaque[0]}, which cannot be compared")
-        if not any(value.numel() for value in tensors):
-            detail = f"outputs hold no numbers on {self._shown()}"
+        if not any(has_numbers(run.outputs) for run in self.runs):
+            detail = f"outputs hold no finite numbers on {self._shown()}"
             if not self._can_be_watched():
                 return _not_verified(f"{detail}; give --inputs")
             if begins := self._begins(self.frozen):
-                return Claim("model", "different", begins, len(outputs), begins=begins)
+                return Claim("model", "different", begins, count, begins=begins)
             detail += f"; those of the {len(self.frozen):,} frozen layers are equal"
         detail += tolerated_text(self._tolerated, self.tolerance, "outputs")
-        return Claim("model", "equal", detail, len(outputs), tuple(self._tolerated))
+        return Claim("model", "equal", detail, count, tuple(self._tolerated))
 
     def _shown(self) -> str:
         count = len(self.runs)
         shown = self.runs[0].inputs.shown
-        return shown if count == 1 else f"{count} inputs of {shown}"
+        shown = shown if count == 1 else f"{count:,} inputs of {shown}"
+        return f"{shown}, the original scripted too" if self._is_scripted else shown
 
     # Along the layers
 
@@ -339,15 +345,19 @@ def _watched(model: nn.Module, names: list[str], inputs: Inputs) -> list[_Step]:
     def watch(name: str) -> Any:
         inside: list[Tensor] = []
 
-        def enter(_: nn.Module, arguments: Any) -> None:
-            inside.append(arguments[0].detach().clone())
+        def enter(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+            value = arguments[0] if arguments else next(iter(keywords.values()))
+            inside.append(value.detach().clone())
 
         def leave(_: nn.Module, __: Any, output: Tensor) -> None:
             # The next layer may work in place.
             steps.append(_Step(name, inside.pop(), output.detach().clone()))
 
         layer = _submodule(model, name)
-        return layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)
+        return (
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.register_forward_hook(leave),
+        )
 
     handles = [handle for name in names for handle in watch(name)]
     try:
@@ -381,32 +391,8 @@ def _submodule(model: Any, name: str) -> Any:
     return model
 
 
-# Outputs
-
-
 def _matter(differences: list[Difference]) -> bool:
     return any(not item.tolerated for item in differences)
-
-
-def _output_differences(before: Leaves, after: Leaves, tolerance: Tolerance) -> list[Difference]:
-    if [place for place, _ in before] != [place for place, _ in after]:
-        return [Difference("output", f"{len(after)} parts instead of {len(before)}")]
-    found = []
-    for (place, first), (_, second) in zip(before, after, strict=True):
-        if isinstance(first, Tensor) and isinstance(second, Tensor):
-            difference = compare(place, first, second, tolerance=tolerance, any_nan=True)
-            found += [difference] if difference else []
-        elif _is_number(first) and _is_number(second) and type(first) is type(second):
-            numbers = (torch.tensor(value) for value in (first, second))
-            difference = compare(place, *numbers, tolerance=tolerance, any_nan=True)
-            found += [difference] if difference else []
-        elif repr(first) != repr(second):
-            found.append(Difference(place, f"{second!r:.80} instead of {first!r:.80}"))
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (float, complex)) or type(value) is int
 
 
 def _not_verified(reason: str) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,10 @@ class _TorchFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\3\4"
-        self._entries = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
+        with warnings.catch_warnings():
+            # Of sparse and quantised tensors, which are said to be left out elsewhere.
+            warnings.simplefilter("ignore")
+            self._entries = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
         with open_checkpoint(path, keep_prefix=True) as checkpoint:
             self._metadata = checkpoint.metadata
 
