@@ -597,7 +597,7 @@ class TestModel:
             def forward(self, x: Tensor) -> Any:
                 return {"boxes": Boxes(super().forward(x)), "shape": x.shape, "name": "boxes"}
 
-        build = lambda: Detecting(*model())  # noqa: E731
+        build = lambda: Detecting(*model())
         equal = claim(verify(original, converted, build), "model")
         different = claim(verify(original, faulty(converted, flip_a_bit), build), "model")
 
