@@ -585,5 +585,5 @@ class TestModel:
         different = claim(verify(original, faulty(converted, flip_a_bit), build), "model")
 
         assert (equal.status, different.status) == ("equal", "different")
-        assert "those of the 2 frozen layers are equal" in equal.detail
+        assert "those of 2 of 2 frozen layers are equal" in equal.detail
         assert different.detail.startswith("begins before 4")
