@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from frozenbn_cli.batch import convert_files as convert_files
     from frozenbn_cli.conversion import ConversionResult as ConversionResult
     from frozenbn_cli.conversion import ConvertOptions as ConvertOptions
     from frozenbn_cli.conversion import convert_file as convert_file
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
+    from frozenbn_cli.file_results import FileResult as FileResult
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
     from frozenbn_cli.loading import load_frozen as load_frozen
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ConversionResult": "conversion",
     "ConvertOptions": "conversion",
+    "FileResult": "file_results",
     "FrozenBNError": "errors",
     "FrozenBatchNorm2d": "nn",
     "Inspection": "inspection",
@@ -39,6 +42,7 @@ _HOMES = {
     "VerifyOptions": "verification.options",
     "convert_bn_to_frozen": "modules",
     "convert_file": "conversion",
+    "convert_files": "batch",
     "convert_frozen_to_bn": "modules",
     "frozen_batch_norm": "nn",
     "inspect_file": "inspection",

@@ -44,7 +44,7 @@ class BatchNorm:
         eps: With its source.
         spatial_dims: 2 for BatchNorm2d, 1 or 3 for its siblings, None where nothing tells.
         dims_source: The entry that the number of dimensions is inferred from; None if it is read
-            from the layer's class, or nothing tells.
+            from the layer's class or its code, or nothing tells.
         momentum: Of the running average; None where the file is silent or it is cumulative.
         batches_tracked: How many batches formed the statistics; None where nothing counts them.
         type_name: The layer's class, with its module; None where the file is silent.
@@ -133,7 +133,9 @@ def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:
 def _dims_of_class(type_name: str | None) -> int | None:
     """Return the spatial dimensions that a class of PyTorch or timm stands for, if it does."""
     name = (type_name or "").rpartition(".")[2]
-    return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3, "BatchNormAct2d": 2}.get(name)
+    return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3, "BatchNormAct2d": 2}.get(
+        name.removeprefix("Frozen")
+    )
 
 
 def _group(name: str, entries: Mapping[str, StoredTensor]) -> dict[Role, StoredTensor]:

@@ -6,42 +6,21 @@ import io
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.text import Text
 
 from frozenbn_cli import __version__, options
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
-from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
+from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.inspection import Inspection, inspect_file
-from frozenbn_cli.reports.console import (
-    ProgressBar,
-    make_console,
-    print_report,
-    printable,
-)
-from frozenbn_cli.reports.documents import (
-    conversion_document,
-    error_document,
-    error_fields,
-    inspection_document,
-    to_json,
-    verification_document,
-)
-from frozenbn_cli.reports.inspection_text import inspection_report
-from frozenbn_cli.reports.terminal import conversion_report
-from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.options import VerifyOptions
 
 __all__ = ["app", "main", "run"]
 
-_UNHEALTHY = _DIFFERENT = 1
 _INTERRUPTED = 130
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -78,7 +57,7 @@ def frozenbn(
     """Freeze the BatchNorm2d layers of PyTorch model files."""
 
 
-@app.command()
+@app.command(epilog=options.INSPECT_EXAMPLES)
 def inspect(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
@@ -90,6 +69,8 @@ def inspect(
     model_arg: options.ModelArg = None,
     all_layers: options.AllLayers = False,
     check: options.Check = False,
+    report: options.Report = None,
+    force: options.ForceReport = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -98,41 +79,25 @@ def inspect(
     Nothing in a file is executed, and torch is not imported unless a model is
     named.
     """
-    target = options.parse_model(model, model_arg)
-    found: list[Inspection | FrozenBNError] = []
-    console = make_console(sys.stdout)
-    for path in checkpoints:
-        try:
-            inspection = inspect_file(
-                path,
-                key=key,
-                keep_prefix=keep_prefix,
-                eps=eps,
-                selection=Selection.of(include or (), exclude or ()),
-                model=target,
-            )
-        except FrozenBNError as error:
-            found.append(error)
-            if not as_json:
-                _complain(error)
-            continue
-        found.append(inspection)
-        if not as_json and not quiet:
-            with _reader_may_leave():
-                if len(found) > 1:
-                    print_report(console, Text())
-                print_report(console, inspection_report(inspection, console, all_layers=all_layers))
-    if as_json:
-        with _reader_may_leave():
-            typer.echo(to_json(inspection_document(found)))
-    failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
-    unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))
-    raise typer.Exit(max(failures, default=_UNHEALTHY if check and unhealthy else 0))
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=checkpoints, force=force)
+    inspect_file = partial(
+        import_quietly("frozenbn_cli.inspection").inspect_file,
+        key=key,
+        keep_prefix=keep_prefix,
+        eps=eps,
+        selection=Selection.of(include or (), exclude or ()),
+        model=options.parse_model(model, model_arg),
+        summarize=sink.has_report,
+    )
+    command = import_quietly("frozenbn_cli.commands.inspect")
+    raise typer.Exit(
+        command.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check)
+    )
 
 
-@app.command()
+@app.command(epilog=options.CONVERT_EXAMPLES)
 def convert(
-    checkpoint: options.Checkpoint,
+    checkpoints: options.Checkpoints,
     output: options.OutputPath = None,
     to: options.To = None,
     key: options.Key = None,
@@ -151,18 +116,27 @@ def convert(
     seed: options.Seed = 0,
     runs: options.Runs = 1,
     trust: options.Trust = False,
+    output_dir: options.OutputDir = None,
+    recursive: options.Recursive = False,
+    skip_existing: options.SkipExisting = False,
+    jobs: options.Jobs = None,
+    scheduler: options.Scheduler = None,
     all_layers: options.AllLayers = False,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Freeze the BatchNorm2d layers of a model file and write the result.
+    """Freeze the BatchNorm2d layers of a model file, or of many, and write the result.
 
     The result is verified before it gets its name. The input is never changed,
     and no pickled code in it is executed unless it is trusted. A TorchScript
     archive is rewritten as it lies in the file; to verify the result, it is then
-    run.
+    run. Of many files, one that fails does not stop the others; the exit code is
+    that of the worst.
     """
-    how = ConvertOptions(
+    others = [*checkpoints, output]
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
+    how = import_quietly("frozenbn_cli.conversion").ConvertOptions(
         to=to.value if to else None,
         key=key,
         keep_prefix=keep_prefix,
@@ -178,29 +152,32 @@ def convert(
         seed=seed,
         runs=runs,
         trust=trust,
+        summarize=sink.has_report,
     )
+    if output_dir is not None:
+        if output is not None:
+            raise UsageError("--output and --output-dir are given; one of them says where")
+        if report is not None:
+            raise UsageError("--report shows one conversion; --json tells of many")
+        what = partial(
+            import_quietly("frozenbn_cli.batch").convert_files,
+            checkpoints,
+            output_dir=output_dir,
+            options=how,
+            recursive=recursive,
+            skip_existing=skip_existing,
+            jobs=jobs,
+        )
+        command = import_quietly("frozenbn_cli.commands.convert_many")
+        raise typer.Exit(command.run(what, scheduler, sink, all_files=all_layers))
+    several = recursive or skip_existing or jobs or scheduler or len(checkpoints) > 1
+    if several or import_quietly("frozenbn_cli.model_files").names_several(checkpoints[0]):
+        raise UsageError("several files", expected="--output-dir DIR for the results")
+    command = import_quietly("frozenbn_cli.commands.convert")
+    raise typer.Exit(command.run(checkpoints[0], output, how, sink, all_layers=all_layers))
 
-    @_reader_may_leave()
-    def show(result: ConversionResult, error: RefusedError | None = None) -> None:
-        if as_json:
-            failure = {"error": error_fields(error)} if error else {}
-            typer.echo(to_json(conversion_document(result) | failure))
-        elif not quiet:
-            console = make_console(sys.stdout)
-            print_report(console, conversion_report(result, console, all_layers=all_layers))
 
-    try:
-        with ProgressBar(sys.stderr) as progress:
-            result = convert_file(checkpoint, output, options=how, progress=progress)
-    except RefusedError as error:
-        if error.result is None:
-            raise
-        show(error.result, error)
-        raise typer.Exit(_complain(error)) from error
-    show(result)
-
-
-@app.command()
+@app.command(epilog=options.VERIFY_EXAMPLES)
 def verify(
     original: options.Original,
     converted: options.Converted,
@@ -217,6 +194,8 @@ def verify(
     atol: options.AbsoluteTolerance = 0.0,
     rtol: options.RelativeTolerance = 0.0,
     trust: options.Trust = False,
+    report: options.Report = None,
+    force: options.ForceReport = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -226,7 +205,8 @@ def verify(
     tolerance is given; what differs is named and measured. Exits with 0 if
     nothing differs, and 1 if something does.
     """
-    verify_files = import_quietly("frozenbn_cli.verification.files").verify_files
+    others = [original, converted]
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
     how = VerifyOptions(
         key=key,
         eps=eps,
@@ -239,16 +219,10 @@ def verify(
         atol=atol,
         rtol=rtol,
         trust=trust,
+        summarize=sink.has_report,
     )
-    with ProgressBar(sys.stderr) as progress:
-        result = verify_files(original, converted, options=how, progress=progress)
-    with _reader_may_leave():
-        if as_json:
-            typer.echo(to_json(verification_document(result)))
-        elif not quiet:
-            console = make_console(sys.stdout)
-            print_report(console, verification_report(result, console))
-    raise typer.Exit(0 if result.verdict == "passed" else _DIFFERENT)
+    command = import_quietly("frozenbn_cli.commands.verify")
+    raise typer.Exit(command.run(original, converted, how, sink))
 
 
 def main() -> NoReturn:
@@ -292,33 +266,13 @@ def run(arguments: list[str]) -> int:
         )
         return _fail(bug, arguments)
     if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
-        sys.stderr.write("frozenbn: interrupted; nothing was left behind\n")
+        sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return code
 
 
 def _fail(error: FrozenBNError, arguments: list[str]) -> int:
     if "--json" in arguments:
-        with suppress(OutputError), _reader_may_leave():
-            typer.echo(to_json(error_document(arguments[0], error)))
-    return _complain(error)
-
-
-def _complain(error: FrozenBNError) -> int:
-    if os.environ.get("FROZENBN_DEBUG"):
-        traceback.print_exc()
-    with suppress(OSError):
-        make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
-    return error.exit_code
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Go on silently where whoever reads the output has seen enough and closed the pipe."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"standard output: cannot be written ({error.strerror})") from error
+        documents = import_quietly("frozenbn_cli.reports.documents")
+        with suppress(OutputError), reader_may_leave():
+            print_json(documents.error_document(arguments[0], error))
+    return complain(error)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
@@ -28,7 +28,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.model_target import name_of_model
+from frozenbn_cli.model_target import identity_of_model, name_of_model
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -38,6 +38,7 @@ from frozenbn_cli.outputs import (
 )
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.options import RunOptions
@@ -70,6 +71,7 @@ class ConvertOptions(RunOptions):
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
     """
 
     to: OutputFormat | None = None
@@ -81,6 +83,7 @@ class ConvertOptions(RunOptions):
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
+    summarize: bool = False
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
@@ -88,6 +91,27 @@ class ConvertOptions(RunOptions):
             raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
+
+    def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
+        """Return the format that the output of ``checkpoint`` gets."""
+        return self.to or ("torchscript" if checkpoint.script else "safetensors")
+
+    def deciding(self, to: OutputFormat) -> dict[str, Any]:
+        """Return what decides, beside the input, what an output of format ``to`` holds."""
+        document: dict[str, Any] = {
+            "to": to,
+            "key": self.key,
+            "keep_prefix": self.keep_prefix,
+            "eps": self.eps,
+            "include": sorted(set(self.selection.include)),
+            "exclude": sorted(set(self.selection.exclude)),
+            "force_unhealthy": self.force_unhealthy,
+            "model": identity_of_model(self.model),
+        }
+        if to == "torchscript" and self.model is not None:  # It may be traced on these.
+            document["input_shapes"] = [list(shape) for shape in self.input_shapes]
+            document["inputs"] = self.inputs and self.inputs.name
+        return document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +142,7 @@ class ConversionResult:
             the file describes them itself.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
             reason; empty for all else.
+        summaries: The numbers of each layer, by name, where the options ask for them.
         seconds: The time of each stage.
     """
 
@@ -140,6 +165,7 @@ class ConversionResult:
     claims: tuple[Claim, ...] = ()
     model: str = ""
     made: str = ""
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -147,6 +173,7 @@ def convert_file(
     path: str | Path,
     output: str | Path | None = None,
     *,
+    output_dir: str | Path | None = None,
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
@@ -160,6 +187,7 @@ def convert_file(
         path: The checkpoint.
         output: Where the result belongs; beside the input as ``NAME.frozen.safetensors`` or
             ``NAME.frozen.pt`` if None.
+        output_dir: The folder for that name instead of the input's; made if it is not there.
         options: How to convert.
         progress: Is told how far the work has come.
 
@@ -176,9 +204,12 @@ def convert_file(
     path = Path(path)
     options = options or ConvertOptions()
     with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
-        to = options.to or ("torchscript" if checkpoint.script else "safetensors")
+        to = options.format_of(checkpoint)
         target = default_output(path, to) if output is None else Path(output)
-        return _Conversion(checkpoint, target, to, options, progress).run()
+        if output_dir is not None:
+            target = Path(output_dir) / target.name
+        atomic = AtomicOutput(target, replace=options.force, make_folder=output_dir is not None)
+        return _Conversion(checkpoint, atomic, to, options, progress).run()
 
 
 class _Conversion:
@@ -187,13 +218,14 @@ class _Conversion:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        target: Path,
+        output: AtomicOutput,
         to: OutputFormat,
         options: ConvertOptions,
         progress: Progress | None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._target = target
+        self._output = output
+        self._target = output.target
         self._to = to
         self._options = options
         self._report = progress or (lambda *_: None)
@@ -203,8 +235,7 @@ class _Conversion:
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
-        output = AtomicOutput(self._target, replace=self._options.force)
-        self._check_target(output)
+        self._check_target(self._output)
         with self._timed("plan"), located(self._place):
             part = self._described(self._checkpoint.state_dict(self._options.key))
             _refuse_unsupported(part)
@@ -227,12 +258,13 @@ class _Conversion:
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
             model="" if self._checkpoint.script else name_of_model(self._options.model),
+            summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._seconds,
         )
         self._refuse(planned)
         if self._options.dry_run:
             return planned
-        with output:
+        with self._output as output:
             return self._convert(planned, part, output)
 
     def _check_target(self, output: AtomicOutput) -> None:
@@ -336,6 +368,7 @@ class _Conversion:
                 self._begun(file, kept, part, record) as writer,
             ):
                 writer.write_tensors(self._counter("writing", total))
+            output.sync()  # While the hashing goes on; little is left for the commit.
             record = self._record(part, plan, sha256=sha256.result())
         finally:
             hashing.shutdown(wait=False)
@@ -395,7 +428,8 @@ class _Conversion:
         before = ConversionRecord.from_metadata(self._checkpoint.metadata)
         layers = dict(before.without_prefix(part.prefix).layers) if before else {}
         layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
-        return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS)
+        deciding = self._options.deciding(self._to)
+        return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS, deciding)
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan

@@ -9,7 +9,7 @@ from typing import Literal
 
 from frozenbn_cli.batch_norm import BatchNorm, Role
 
-__all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "examine"]
+__all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "Severity", "examine"]
 
 _OTHER_EPS = 1e-3  # TensorFlow's and EfficientNet's; 1e-5 is PyTorch's.
 _DEFAULT_MOMENTUM = 0.1

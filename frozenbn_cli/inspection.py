@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.model_target import name_of_model
 from frozenbn_cli.plan import LayerPlan, Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.summaries import Summary, summaries_of
 
 __all__ = [
     "FIRST_DECADE",
@@ -62,6 +63,7 @@ class InspectedStateDict:
         unsupported: Tensors that `convert` cannot write, such as sparse ones.
         plan: The BatchNorm layers, findings, and what `convert` would do.
         statistics: Of each layer that has readable ones, by name.
+        summaries: The numbers of each layer, by name, where they are asked for.
         misfits: How its entries do not fit the model that was given, in words.
     """
 
@@ -73,6 +75,7 @@ class InspectedStateDict:
     unsupported: Mapping[str, str]
     plan: Plan
     statistics: Mapping[str, Statistics]
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
     misfits: tuple[str, ...] = ()
 
 
@@ -125,6 +128,7 @@ def inspect_file(
     eps: float | None = None,
     selection: Selection | None = None,
     model: Callable[[], Any] | None = None,
+    summarize: bool = False,
 ) -> Inspection:
     """Look at a checkpoint. Nothing in it is executed, and of the tensors only statistics are read.
 
@@ -136,6 +140,7 @@ def inspect_file(
         selection: Which layers `convert` would be asked to freeze.
         model: Returns a new module that the file belongs to, which knows each layer's class and
             eps; this imports torch.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
 
     Raises:
         InputError: The file is damaged or of an unsupported kind.
@@ -150,6 +155,10 @@ def inspect_file(
                 _inspect(*_described(part, checkpoint, model), checkpoint, eps, selection)
                 for part in parts
             )
+            if summarize:
+                inspected = tuple(
+                    replace(part, summaries=summaries_of(part.plan)) for part in inspected
+                )
         return Inspection(
             path=checkpoint.path,
             kind=checkpoint.kind,

@@ -6,10 +6,12 @@ The entry is a JSON document::
      "frozenbn": "0.1.0",
      "source": {"file": "model.pth", "sha256": "…", "size_bytes": 123},
      "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"}, …},
-     "verified": ["contents", "layers"]}
+     "verified": ["contents", "layers"],
+     "options": {"to": "safetensors", "key": null, …}}
 
 ``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given`` or ``assumed``;
-``verified`` lists the claims that were found equal before the file got its name.
+``verified`` lists the claims that were found equal before the file got its name; ``options`` is
+what decided, beside the source, what the file holds. Older records have no ``options``.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ class ConversionRecord:
         source: File name, sha256 and size in bytes of the input.
         layers: The eps of each frozen layer.
         verified: The claims that were found equal.
+        options: What decided, beside the source, what the output holds; None where an older
+            version did not say.
     """
 
     version: str
     source: Mapping[str, str | int]
     layers: Mapping[str, Eps]
     verified: tuple[str, ...] = ()
+    options: Mapping[str, Any] | None = None
 
     def without_prefix(self, prefix: str) -> ConversionRecord:
         """Return the record with layer names that begin with ``prefix`` freed from it."""
@@ -52,7 +57,7 @@ class ConversionRecord:
 
     def to_text(self) -> str:
         """Return the JSON document."""
-        document = {
+        document: dict[str, Any] = {
             "schema_version": _SCHEMA_VERSION,
             "frozenbn": self.version,
             "source": dict(self.source),
@@ -62,6 +67,8 @@ class ConversionRecord:
             },
             "verified": list(self.verified),
         }
+        if self.options is not None:
+            document["options"] = dict(self.options)
         return json.dumps(document, separators=(",", ":"))
 
     @classmethod
@@ -76,11 +83,13 @@ class ConversionRecord:
         try:
             document = json.loads(metadata[METADATA_KEY])
             layers = {name: _eps(fields) for name, fields in document["layers"].items()}
+            options = document.get("options")
             return cls(
                 str(document["frozenbn"]),
                 dict(document["source"]),
                 layers,
                 tuple(document["verified"]),
+                None if options is None else dict(options),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.importing import importable
 
-__all__ = ["ModelTarget", "name_of_model"]
+__all__ = ["ModelTarget", "identity_of_model", "name_of_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,26 @@ class ModelTarget:
 
     def __str__(self) -> str:
         return self.target
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another, also on another machine: the file's text, not its folder."""
+        module, _, name = self.target.rpartition(":")
+        shown, text = module, b""
+        if module.endswith(".py"):
+            shown = Path(module).name
+            with suppress(OSError):
+                text = Path(module).read_bytes()
+        arguments = json.dumps(dict(self.arguments), sort_keys=True, default=repr)
+        digest = hashlib.sha256(text + arguments.encode()).hexdigest()
+        return f"{shown}:{name} {digest[:16]}"
+
+    def anywhere(self) -> ModelTarget:
+        """Return the same target for a process that runs in another folder."""
+        module, _, name = self.target.rpartition(":")
+        if not module.endswith(".py"):
+            return self
+        return replace(self, target=f"{Path(module).absolute()}:{name}")
 
     def _found(self) -> Any:
         module, _, name = self.target.rpartition(":")
@@ -99,3 +122,10 @@ def name_of_model(model: object) -> str:
     if model is None:
         return ""
     return str(model) if isinstance(model, ModelTarget) else getattr(model, "__name__", repr(model))
+
+
+def identity_of_model(model: object) -> str | None:
+    """Return what tells that which builds a model from another, in every run; None for None."""
+    if model is None or isinstance(model, ModelTarget):
+        return model.identity if model else None
+    return f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', repr(model))}"

@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 __all__ = ["FrozenBatchNorm2d", "FrozenBatchNormAct2d", "frozen_batch_norm"]
 
@@ -36,24 +37,20 @@ class _InputGradientOnly(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         running_var, weight = ctx.saved_tensors
-        # The kernel computes in float32 also where the buffers are narrower.
-        variance = running_var.to(torch.promote_types(running_var.dtype, torch.float32))
-        scale = torch.rsqrt(variance + ctx.eps)
-        if weight is not None:
-            scale = scale * weight
-        scaled = (gradient * scale.view(1, -1, 1, 1)).to(gradient.dtype)
+        # gradient * weight / sqrt(running_var + eps) is what the kernel gives for mean and bias 0.
+        zeros = torch.zeros_like(running_var)
+        scaled = F.batch_norm(gradient, zeros, running_var, weight, None, False, 0.0, ctx.eps)
         return scaled, None, None, None, None, None
 
 
-def _is_transformed() -> bool:
-    """Return whether `torch.func` or forward-mode differentiation is at work.
+# PyTorch has no public names for whether `torch.func` or forward-mode differentiation is at work.
+# Should the private ones go, it counts as being so, since the plain kernel is always right.
+_is_func_at_work: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
-    There, `requires_grad` does not tell what is differentiated. PyTorch has no public name for
-    the question; should the private ones go, the plain kernel is always right.
-    """
-    in_func = getattr(torch._C, "_are_functorch_transforms_active", None)
-    level = getattr(torch.autograd.forward_ad, "_current_level", None)
-    return in_func is None or level is None or in_func() or level >= 0
+
+def _is_transformed() -> bool:
+    """Return whether `requires_grad` does not tell what is differentiated."""
+    return _is_func_at_work() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def _eager_batch_norm(
@@ -64,14 +61,16 @@ def _eager_batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    fixed = (running_mean, running_var, weight, bias)
+    # Written out, and in the order of what decides most often: on small maps, each call counts.
     if (
-        torch.is_grad_enabled()
-        and input.requires_grad
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        input.requires_grad
+        and torch.is_grad_enabled()
+        and not (running_mean.requires_grad or running_var.requires_grad)
+        and (weight is None or not weight.requires_grad)
+        and (bias is None or not bias.requires_grad)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not _is_transformed()
-        and not any(tensor is not None and tensor.requires_grad for tensor in fixed)
     ):
         output: Tensor = _InputGradientOnly.apply(
             input, running_mean, running_var, weight, bias, eps
@@ -173,6 +172,14 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised ``input``, both of shape (N, C, H, W)."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # A module looks for attributes among much else before it finds a buffer. A buffer that
+            # somebody made a parameter, or parametrised, is found the long way.
+            of: dict[str, Any] = self._buffers
+            if "weight" in of and "bias" in of and "running_mean" in of and "running_var" in of:
+                return frozen_batch_norm(
+                    input, of["running_mean"], of["running_var"], of["weight"], of["bias"], self.eps
+                )
         return frozen_batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
         )

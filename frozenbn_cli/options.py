@@ -16,38 +16,52 @@ from frozenbn_cli.model_target import ModelTarget
 from frozenbn_cli.verification.options import MOST_RUNS
 
 __all__ = [
+    "CONVERT_EXAMPLES",
+    "INSPECT_EXAMPLES",
+    "VERIFY_EXAMPLES",
     "AbsoluteTolerance",
     "AllLayers",
     "AsJson",
     "Check",
-    "Checkpoint",
     "Checkpoints",
     "Converted",
     "DryRun",
     "Eps",
     "Exclude",
     "Force",
+    "ForceReport",
     "ForceUnhealthy",
     "Format",
     "Include",
     "InputShape",
     "Inputs",
+    "Jobs",
     "KeepPrefix",
     "Key",
     "Model",
     "ModelArg",
     "NoVerify",
     "Original",
+    "OutputDir",
     "OutputPath",
     "Quiet",
+    "Recursive",
     "RelativeTolerance",
+    "Report",
     "Runs",
+    "Scheduler",
     "Seed",
+    "SkipExisting",
     "To",
     "Trust",
     "parse_model",
     "parse_shapes",
 ]
+
+
+def _examples(*commands: str) -> str:
+    """Return the foot of a command's help."""
+    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 def _check_eps(eps: float | None) -> float | None:
@@ -108,11 +122,29 @@ def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
 
 
+INSPECT_EXAMPLES = _examples(
+    "frozenbn inspect model.pth",
+    "frozenbn inspect last.ckpt --key model_ema --all",
+    "frozenbn inspect *.pth --json --check",
+)
+CONVERT_EXAMPLES = _examples(
+    "frozenbn convert model.pth",
+    "frozenbn convert model.pth --eps 1e-3 -o frozen.safetensors",
+    "frozenbn convert model.pth --model torchvision.models:resnet50",
+    "frozenbn convert model.pth --model my_model.py:build --to torchscript",
+    "frozenbn convert scripted.pt --input-shape 1x3x224x224",
+    "frozenbn convert model.pth --include 'backbone.*' --dry-run",
+)
+VERIFY_EXAMPLES = _examples(
+    "frozenbn verify model.pth model.frozen.safetensors",
+    "frozenbn verify model.pth model.frozen.pt --model torchvision.models:resnet50",
+    "frozenbn verify float32.safetensors float16.safetensors --atol 1e-2 --rtol 1e-2",
+)
+
 _INPUT, _OUTPUT, _LAYERS, _REPORT = "Input", "Output", "Layers", "Report"
-_VERIFICATION, _MODEL = "Verification", "Model"
+_VERIFICATION, _MODEL, _MANY = "Verification", "Model", "Many files"
 _READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shards."
 
-Checkpoint = Annotated[Path, typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)]
 Checkpoints = Annotated[
     list[Path], typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)
 ]
@@ -193,23 +225,75 @@ class Format(str, Enum):
     TORCHSCRIPT = "torchscript"
 
 
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Convert several files, folders and patterns such as 'zoo/**/*.pth', and write the "
+        "results here, in folders as the inputs lie in.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive", "-r", help="Look into the folders in a folder too.", rich_help_panel=_MANY
+    ),
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Count an output as done that was made of the same source with the same options.",
+        rich_help_panel=_MANY,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        metavar="N",
+        help="How many processes convert at once; one for each core, 8 at most, if not given.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Convert on a running Dask cluster, all of whose workers see the files: "
+        "'tcp://10.0.0.1:8786'.",
+        show_default=False,
+        rich_help_panel=_MANY,
+    ),
+]
 To = Annotated[
     Format | None,
     typer.Option(
-        help="The format of the result: 'torch' is a plain state dict for torch.load. TorchScript "
-        "stays TorchScript if not given, all else becomes safetensors.",
+        metavar="FORMAT",
+        help="The format of the result: 'safetensors', 'torch' (a plain state dict for torch.load) "
+        "or 'torchscript'. TorchScript stays TorchScript if not given, all else becomes "
+        "safetensors.",
         show_default=False,
         rich_help_panel=_OUTPUT,
     ),
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Replace an output that exists.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--force", help="Replace an output, or a report, that exists.", rich_help_panel=_OUTPUT
+    ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Show what would be done; write nothing.", rich_help_panel=_OUTPUT
+        "--dry-run",
+        help="Show what would be done; write nothing but the report that is asked for.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 NoVerify = Annotated[
@@ -264,12 +348,16 @@ Inputs = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Of the random inputs.", rich_help_panel=_VERIFICATION)
+    int,
+    typer.Option(
+        min=0, metavar="NUMBER", help="Of the random inputs.", rich_help_panel=_VERIFICATION
+    ),
 ]
 Runs = Annotated[
     int,
     typer.Option(
         min=1,
+        metavar="NUMBER",
         max=MOST_RUNS,
         help="On how many random inputs the model is run, each with a seed of its own.",
         rich_help_panel=_VERIFICATION,
@@ -292,8 +380,8 @@ AbsoluteTolerance = Annotated[
         metavar="NUMBER",
         callback=_check_tolerance,
         help="Let values differ by this much: |after - before| <= atol + rtol * |before|. 0 asks "
-        "for the same bits. For another kernel 1e-6 is usual in float32, 1e-3 in float16, 1e-2 in "
-        "bfloat16, 1e-12 in float64.",
+        "for the same bits. For another kernel or dtype 1e-6 is usual in float32, 1e-2 in float16, "
+        "1e-1 in bfloat16, 1e-12 in float64.",
         rich_help_panel=_VERIFICATION,
     ),
 ]
@@ -304,7 +392,7 @@ RelativeTolerance = Annotated[
         metavar="NUMBER",
         callback=_check_tolerance,
         help="Let values differ by this part of the original. For another kernel or dtype 1e-5 is "
-        "usual in float32, 1e-3 in float16, 2e-2 in bfloat16, 1e-9 in float64.",
+        "usual in float32, 1e-2 in float16, 5e-2 in bfloat16, 1e-9 in float64.",
         rich_help_panel=_VERIFICATION,
     ),
 ]
@@ -315,7 +403,7 @@ Converted = Annotated[
     Path, typer.Argument(help="After, of any kind.", metavar="CONVERTED", show_default=False)
 ]
 AllLayers = Annotated[
-    bool, typer.Option("--all", help="Show every layer.", rich_help_panel=_REPORT)
+    bool, typer.Option("--all", help="Show every layer, or file.", rich_help_panel=_REPORT)
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=_REPORT)
@@ -323,6 +411,21 @@ AsJson = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_REPORT),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write a report, also where the answer is no: one .html file with charts and all "
+        "layers, .md for GitHub, or .json, which is what --json prints.",
+        show_default=False,
+        rich_help_panel=_REPORT,
+    ),
+]
+ForceReport = Annotated[
+    bool,
+    typer.Option("--force", help="Replace a report that exists.", rich_help_panel=_REPORT),
 ]
 Check = Annotated[
     bool,

@@ -52,7 +52,11 @@ def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
 
 
 class Output(Protocol):
-    """A file in one format, being written."""
+    """A file in one format, being written.
+
+    Records that are copied whole keep the checksum that the input states. So the input's checksums
+    have to be checked (`Checkpoint.fingerprint`) before the output may be used.
+    """
 
     def write_tensors(self, count: Callable[[int], None]) -> None:
         """Write every tensor; ``count`` is told the bytes of each piece."""
@@ -127,7 +131,8 @@ class TorchOutput:
         self._writer.add("archive/data.pkl", write_pickle(state_dict))
         self._writer.add("archive/byteorder", b"little")
         for key, tensor in self._storages.values():
-            with self._writer.record(f"archive/data/{key}", tensor.size_bytes):
+            record = f"archive/data/{key}"
+            with self._writer.record(record, tensor.size_bytes, crc32=tensor.crc32):
                 for chunk in tensor.chunks():
                     self._writer.write(chunk)
                     count(len(chunk))
@@ -190,7 +195,10 @@ class TorchScriptOutput:
                 self._writer.add(name, replaced.pop(name))
             elif name not in self._rewriting.dropped and name != self._record_path:
                 extent = archive.extent(name)
-                with self._writer.record(name, extent.size_bytes), located(f"record {name}"):
+                with (
+                    located(f"record {name}"),
+                    self._writer.record(name, extent.size_bytes, crc32=extent.crc32),
+                ):
                     for chunk in chunks(extent):
                         self._writer.write(chunk)
                         count(len(chunk))

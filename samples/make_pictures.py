@@ -1,6 +1,6 @@
-"""Draw the README's picture of a report from a real conversion of the sample.
+"""Draw the README's pictures of reports from real runs on the sample.
 
-python samples/make_pictures.py      # writes samples/convert.svg
+python samples/make_pictures.py      # writes samples/inspect.svg, convert.svg and verify.svg
 """
 
 from __future__ import annotations
@@ -8,33 +8,90 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from frozenbn_cli import convert_file
+from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, inspect_file, verify_files
+from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report
+from frozenbn_cli.reports.verification_text import verification_report
 
 SAMPLES = Path(__file__).resolve().parent
+WIDTH = 110
+MODEL = "backbone.py:Backbone"
 
 
-def draw(target: Path) -> None:
-    """Convert the sample in an empty folder and save its report as SVG."""
-    console = Console(record=True, width=96, force_terminal=True, file=io.StringIO())
+@contextmanager
+def folder_with_the_sample() -> Iterator[None]:
+    """Work in a folder with the sample and its model, which is gone afterwards."""
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(SAMPLES / "digits_backbone.pt", folder)
+        for name in ("digits_backbone.pt", "backbone.py"):
+            shutil.copy(SAMPLES / name, folder)
         os.chdir(folder)
-        result = convert_file("digits_backbone.pt")
-        console.print("$ frozenbn convert digits_backbone.pt", style="bold")
-        console.print(conversion_report(result, console))
-        os.chdir(SAMPLES)
-    svg = console.export_svg(title="frozenbn", unique_id="frozenbn")
-    # Rich's template loads its font from the web; a picture should need nothing.
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def draw(name: str, command: str, report: RenderableType, console: Console) -> None:
+    """Save what ``command`` prints as a picture that needs nothing from elsewhere."""
+    console.print(f"$ {command}", style="bold", highlight=False)
+    console.print(report)
+    svg = console.export_svg(title="frozenbn", unique_id=f"frozenbn-{name}")
+    # Rich's template loads its font from the web.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S)
-    target.write_text(svg, encoding="utf-8")
+    (SAMPLES / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def screen() -> Console:
+    """Return a terminal that remembers what it shows."""
+    return Console(record=True, width=WIDTH, force_terminal=True, file=io.StringIO())
+
+
+def flip_a_bit(path: str) -> None:
+    """Damage one weight of a converted file, as the picture of `verify` shows."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    weight = state["stage2.0.spatial.conv.weight"].reshape(-1)
+    weight[7] = -weight[7]
+    save_file(state, path, metadata)
+
+
+def main() -> None:
+    """Draw all pictures."""
+    model = ModelTarget(MODEL)
+    named = f"--model {shlex.quote(MODEL)}"
+    with folder_with_the_sample():
+        console = screen()
+        inspection = inspect_file("digits_backbone.pt")
+        command = "frozenbn inspect digits_backbone.pt"
+        draw("inspect", command, inspection_report(inspection, console), console)
+
+        console = screen()
+        converted = convert_file("digits_backbone.pt", options=ConvertOptions(model=model))
+        command = f"frozenbn convert digits_backbone.pt {named}"
+        draw("convert", command, conversion_report(converted, console), console)
+
+        console = screen()
+        flip_a_bit(str(converted.output_path))
+        verified = verify_files(
+            "digits_backbone.pt", converted.output_path, options=VerifyOptions(model=model)
+        )
+        command = f"frozenbn verify digits_backbone.pt {converted.output_path} {named}"
+        draw("verify", command, verification_report(verified, console), console)
 
 
 if __name__ == "__main__":
-    draw(SAMPLES / "convert.svg")
+    main()

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from frozenbn_cli import survey_batch_norms
 from frozenbn_cli.reports.console import make_console, print_report
-from frozenbn_cli.reports.pieces import counted
+from frozenbn_cli.wording import counted
 
 try:
     from across_ranks import fine_tune_on_ranks

@@ -15,7 +15,7 @@ from make_samples import Digits, accuracy, train
 from torch import Tensor, nn
 
 from frozenbn_cli.nn import FrozenBatchNorm2d
-from frozenbn_cli.reports.pieces import counted
+from frozenbn_cli.wording import counted
 
 __all__ = ["Trial", "from_scratch", "never_formed", "too_different"]
 

@@ -44,6 +44,22 @@ class Several(nn.Module):
         return self.tied_b(self.tied_a(x).relu())
 
 
+class SharedBlocks(nn.Module):
+    """Layers under two names, one of them further in: a trace hands their tensors around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.blocks = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+        self.block = self.blocks[0]
+        self.inner = nn.Sequential(nn.BatchNorm2d(4, eps=1e-3))
+        self.outer = self.inner[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.blocks(self.conv(x)))
+        return self.outer(self.inner(self.outer(x)))
+
+
 class Containers(nn.Module):
     """Layers in every container, under names that are no identifiers."""
 
@@ -213,6 +229,44 @@ def keywords() -> nn.Module:
     return nn.Sequential(layers)
 
 
+class OfOneDimension(nn.BatchNorm1d):
+    """A user's layer that is no BatchNorm2d, which its name does not say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.last = OfOneDimension(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.conv(x)).mean((2, 3)))
+
+
+class Named(nn.Module):
+    """Layers by names of any kind."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.named = nn.ModuleDict({name: nn.BatchNorm2d(4) for name in names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for layer in self.named.values():
+            x = layer(x)
+        return x
+
+
+def phrases() -> nn.Module:
+    return Named("from scratch", "a-lambda")
+
+
 with torchscript_allowed():
 
     @torch.jit.interface
@@ -328,6 +382,105 @@ class Borrows(nn.BatchNorm2d):
 class Forgets(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
+
+
+class CountsTurns(nn.BatchNorm2d):
+    """Loops whose turns assign what the next one asks for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_first, is_done, is_large = True, False, False
+        for _ in range(3):
+            if is_first:
+                x = F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+            else:
+                x = x * 2
+            is_first = False
+        while not is_done:
+            x = x + 1
+            is_done = True
+        for _ in range(x.size(0) - 4):
+            is_large = True
+        return x - 3 if is_large else x
+
+
+class AsksAgain(nn.BatchNorm2d):
+    """Branches of the training flag within each other, some of which come to nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            x = x * 2
+            if self.training:
+                print("never")
+            if x.dim() == 4:
+                if self.training:
+                    print("never")
+                else:
+                    x = x + 1
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class SetsItsFlag(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        self.training = x.dim() == 4
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class UsesStatistics(nn.Module):
+    """Layers of whose statistics others make use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.by_its_flag = nn.BatchNorm2d(4)
+        self.by_another_flag = nn.BatchNorm2d(4)
+        self.switched_off = nn.BatchNorm2d(4)
+        self.switched = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for_its, for_another = self.by_its_flag, self.by_another_flag
+        x = F.batch_norm(x, for_its.running_mean, for_its.running_var, training=for_its.training)
+        x = F.batch_norm(
+            x, for_another.running_mean, for_another.running_var, training=self.training
+        )
+        self.switched_off.training = False
+        self.switched.training = self.training
+        return self.switched(self.switched_off(x))
+
+
+def doubles(self: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A forward hook."""
+    return output * 2
+
+
+class Hooked(nn.Module):
+    """A layer with a forward hook, and two modules of one type that have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.plain, self.hooked = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.first, self.second = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
+        for module in (self.hooked, self.first, self.second):
+            module.register_forward_hook(doubles)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(self.hooked(self.plain(self.conv(x)))))
+
+
+class OddOutputs(nn.Module):
+    """Outputs whose bits do not lie in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.bn(self.conv(x))
+        turned = torch.conj(torch.view_as_complex(torch.stack([x, x * 2], -1)))
+        quantized = torch.quantize_per_tensor(x, 0.1, 3, torch.quint8)
+        return [x.relu().to_sparse(), turned, turned.imag, quantized, x[:0]]
 
 
 class Sized(nn.Module):

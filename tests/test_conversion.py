@@ -112,6 +112,16 @@ def test_metadata_records_the_conversion(tmp_path: Path) -> None:
             "bn2": {"eps": 0.1 + 0.2, "eps_source": "given"},
         },
         "verified": ["contents", "layers"],
+        "options": {
+            "to": "safetensors",
+            "key": None,
+            "keep_prefix": False,
+            "eps": 0.1 + 0.2,
+            "include": [],
+            "exclude": [],
+            "force_unhealthy": False,
+            "model": None,
+        },
     }
 
 

@@ -74,12 +74,12 @@ class TestRandom:
         ("model", "shapes", "reason"),
         [
             (TwoInputs(), (), "takes 2 inputs of unknown shape; give --input-shape"),
-            (TwoInputs(), ((1, 3, 8, 8),), "takes 2 inputs; give --input-shape for each"),
-            (nn.Linear(3, 4), (), "takes an input of unknown shape; give --input-shape"),
+            (TwoInputs(), ((1, 3, 8, 8),), "takes 2 inputs, and 1 shape"),
+            (nn.Linear(3, 4), (), "takes 1 input of unknown shape; give --input-shape"),
             (nn.ModuleList(), (), "it has no method forward"),
             (ByName(), (), "takes scale by name; give --inputs"),
             (Anything(), (), "takes its arguments by name; give --inputs"),
-            (nn.Conv2d(3, 4, 3), ((1,), (1,)), "takes an input; give --input-shape for each"),
+            (nn.Conv2d(3, 4, 3), ((1,), (1,)), "takes 1 input, and 2 shapes given"),
         ],
     )
     def test_says_why_there_are_none(self, model: nn.Module, shapes: Any, reason: str) -> None:

@@ -22,6 +22,7 @@ from timm.layers import freeze_batch_norm_2d as timm_freeze
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d, frozen_batch_norm
@@ -286,6 +287,31 @@ class TestGradient:
             gradients.append([leaf.grad for leaf in leaves])
         for ours, expected in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["weight", "bias"])
+    def test_reaches_a_buffer_that_was_made_a_parameter(self, name: str) -> None:
+        batch_norm, frozen = layer_pair()
+        x = image()
+        parameter = nn.Parameter(getattr(batch_norm, name).detach().clone())
+        setattr(frozen, name, parameter)
+        output = frozen(x)
+        output.square().sum().backward()
+        batch_norm(x).square().sum().backward()
+        assert_same_bits(output, batch_norm(x))
+        assert_same_bits(parameter.grad, getattr(batch_norm, name).grad)
+
+    @pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+    def test_takes_a_parametrised_buffer(self, name: str) -> None:
+        class Doubled(nn.Module):
+            def forward(self, tensor: Tensor) -> Tensor:
+                return 2 * tensor
+
+        batch_norm, frozen = layer_pair()
+        with torch.no_grad():
+            getattr(batch_norm, name).mul_(2)
+        parametrize.register_parametrization(frozen, name, Doubled())
+        x = image(requires_grad=True)
+        assert_same_bits(frozen(x), batch_norm(x))
 
     @pytest.mark.parametrize("needs_gradient", [False, True])
     def test_of_running_variance_is_refused_as_batch_norm_does(self, needs_gradient: bool) -> None:

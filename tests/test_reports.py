@@ -18,12 +18,16 @@ from rich.console import Console, RenderableType
 from safetensors.torch import save_file
 
 from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
-from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.errors import InputError, RefusedError, UsageError
+from frozenbn_cli.file_results import ConversionSummary, FileResult
 from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
+from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (
+    batch_document,
     conversion_document,
     error_document,
     inspection_document,
@@ -60,10 +64,12 @@ def broken() -> State:
     return state
 
 
-def converted(tmp_path: Path, state: State, name: str = "model.pt") -> ConversionResult:
+def converted(
+    tmp_path: Path, state: State, name: str = "model.pt", *, summarize: bool = False
+) -> ConversionResult:
     source = save(tmp_path / name, state)
     try:
-        result = convert_file(source, options=ConvertOptions(verify=True))
+        result = convert_file(source, options=ConvertOptions(summarize=summarize))
     except RefusedError as error:
         result = error.result
     return replace(
@@ -83,7 +89,7 @@ def printed(
     width: int | None = None,
     encoding: str = "utf-8",
     render: Callable[..., RenderableType] = conversion_report,
-    **options: bool,
+    **options: Any,
 ) -> str:
     """Return the report as a terminal of ``width`` shows it, or as a pipe gets it."""
     buffer = io.BytesIO()
@@ -269,6 +275,88 @@ def test_json_document_of_an_inspection(tmp_path: Path) -> None:
     found = inspected(save(tmp_path / "model.pt", small_state()))
 
     assert_golden("inspect_small.json", to_json(inspection_document([found])))
+
+
+def some_files(count: int) -> list[FileResult]:
+    """Return results of which one is skipped, one has a warning, and the last one failed."""
+    plain = ConversionSummary(
+        outcome="converted", kind="state dict", container="PyTorch ZIP", input_bytes=1_234_000,
+        input_sha256="0" * 64, output_format="safetensors", output_bytes=1_200_000, key="",
+        prefix="", layers=20, frozen=20, findings={}, claims=(Claim("layers", "equal", "all"),),
+    )  # fmt: skip
+    results = [
+        FileResult(
+            path=Path(f"zoo/model{index}.pth"), state="done", summary=plain, seconds=1.25,
+            output=Path(f"out/model{index}.frozen.safetensors"),
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    warned = replace(plain, findings={"warning": 2, "note": 1}, frozen=19, claims=())
+    results[1] = replace(results[1], summary=warned)
+    results[2] = replace(results[2], state="skipped", summary=None, seconds=0.125)
+    error = InputError("cannot be read", where=("zoo/a [v2].pth",))
+    results[-1] = FileResult(path=Path("zoo/a [v2].pth"), state="failed", error=error)
+    return results
+
+
+def batch_printed(results: list[FileResult], total: int = 0, **options: Any) -> str:
+    def render(results: list[FileResult], console: Console, **more: Any) -> RenderableType:
+        return batch_report(results, console, total=total or len(results), seconds=9.5, **more)
+
+    return printed(results, render=render, **options)
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_report_of_a_few_files(width: int | None) -> None:
+    assert_golden(f"files_{width or 'piped'}.txt", batch_printed(some_files(4), width=width))
+
+
+def test_report_of_many_files_is_folded(tmp_path: Path) -> None:
+    assert_golden("many_files_80.txt", batch_printed(some_files(30), width=80))
+    assert batch_printed(some_files(30), width=80, all_files=True).count(".pth") == 30
+
+
+def test_report_of_many_files_without_trouble_shows_a_few() -> None:
+    text = batch_printed([replace(some_files(30)[0]) for _ in range(30)], width=80)
+
+    assert text.count(".pth") == 3
+    assert "27 more files · 27 done · --all shows each" in text
+
+
+def test_report_of_an_interrupted_run_says_how_far_it_came() -> None:
+    text = batch_printed(some_files(4)[:2], total=40, table=False)
+
+    assert text == (
+        "interrupted after 2 of 40 files: 2 done · 1 of 2 verified · 2.5 MB → 2.4 MB · 9.5 s\n"
+    )
+
+
+def test_report_of_files_in_ascii() -> None:
+    assert batch_printed(some_files(30), encoding="ascii", width=80).isascii()
+
+
+def test_long_paths_of_files_fold_on_a_terminal() -> None:
+    results = some_files(4)
+    long = "/".join(f"folder{index}" for index in range(20))
+    results[0] = replace(results[0], path=Path(long))
+
+    text = batch_printed(results, width=80)
+
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    assert long in batch_printed(results)
+
+
+def test_document_of_many_files_follows_the_schema() -> None:
+    document = json.loads(to_json(batch_document(some_files(4), total=4, seconds=9.5)))
+
+    jsonschema.validate(document, SCHEMA)
+    assert document["exit_code"] == 3
+    assert document["counts"] == {"done": 2, "skipped": 1, "failed": 1, "unfinished": 0}
+    assert document["files"][1]["conversion"]["findings"] == {"error": 0, "warning": 2, "note": 1}
+    cut = batch_document(some_files(4)[:2], total=4, seconds=9.5)
+    jsonschema.validate(json.loads(to_json(cut)), SCHEMA)
+    assert (cut["outcome"], cut["exit_code"]) == ("interrupted", 130)
 
 
 def test_json_document_of_a_failure() -> None:

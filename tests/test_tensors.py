@@ -302,6 +302,33 @@ def test_reads_a_contiguous_tensor_in_pieces(source_of: Sources) -> None:
     assert [len(part) for part in tensor.chunks()] == [1 << 20] * 3
 
 
+def test_gathers_weights_in_channels_last_a_piece_at_a_time(source_of: Sources) -> None:
+    weights = torch.arange(24 * 100_000, dtype=torch.int32).reshape(24, 100, 10, 100)
+    source = source_of(tensor_bytes(weights))
+    tensor = StoredTensor(
+        DTYPES["int32"],
+        (24, 100, 100, 10),
+        (100_000, 1, 1000, 100),
+        0,
+        FileExtent(source, 0, source.size_bytes),
+    )
+
+    pieces = list(tensor.chunks())
+
+    assert [len(piece) for piece in pieces] == [800_000] * 12
+    assert b"".join(pieces) == tensor_bytes(weights.permute(0, 3, 1, 2))
+
+
+def test_gathers_rows_that_interleave_as_a_whole(source_of: Sources) -> None:
+    matrix = torch.arange(400_000, dtype=torch.int32).reshape(800, 500)
+    source = source_of(tensor_bytes(matrix))
+    extent = FileExtent(source, 0, source.size_bytes)
+
+    (piece,) = StoredTensor(DTYPES["int32"], (500, 800), (1, 500), 0, extent).chunks()
+
+    assert piece == tensor_bytes(matrix.t())
+
+
 # What is no tensor
 
 

@@ -17,7 +17,8 @@ import torch
 import torchvision
 from torch import nn
 
-from frozenbn_cli import conversion
+from frozenbn_cli import conversion, load_frozen
+from frozenbn_cli.batch_norm import Eps
 from frozenbn_cli.errors import (
     DamagedFileError,
     FrozenBNError,
@@ -28,6 +29,7 @@ from frozenbn_cli.errors import (
     VerificationError,
 )
 from frozenbn_cli.inspection import inspect_file
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from tests.archives import (
@@ -50,34 +52,43 @@ from tests.models import assert_same_bits, build, perturb
 from tests.script_models import (
     KEYWORDS,
     AddsNoise,
+    AsksAgain,
     BehindInterface,
     Borrows,
     Chain,
     Containers,
     Counting,
     CountingOne,
+    CountsTurns,
     DecidesByWeight,
     Detector,
     Dimensions,
     DropsToo,
     Fixed,
     Forgets,
+    Hooked,
     LargeNumbers,
     Mentions,
     NeverRun,
     NormAndRelu,
     NormTwice,
+    OddOutputs,
+    Pooled,
     Reading,
     ScaledElsewhere,
+    SetsItsFlag,
     Several,
+    SharedBlocks,
     Sized,
     Suppressing,
     TakesText,
     TwoInputs,
+    UsesStatistics,
     Views,
     Writing,
     WritingWhenLoaded,
     keywords,
+    phrases,
 )
 
 HOWS = ["scripted", "traced"]
@@ -91,6 +102,7 @@ CASES: dict[str, tuple[Any, set[str]]] = {
     "no affine": (lambda: Chain(nn.BatchNorm2d(4, affine=False)), {"rest.0"}),
     "a cumulative average": (lambda: Chain(nn.BatchNorm2d(4, momentum=None)), {"rest.0"}),
     "several names": (Several, {"twice", "first_name", "second_name", "tied_a", "tied_b"}),
+    "names further in": (SharedBlocks, {"blocks.0.0", "block.0", "inner.0", "outer"}),
     "containers": (
         Containers,
         {"listed.0", "listed.1", "named.b n", "named.a", "nested.0.0", "nested.2"},
@@ -107,6 +119,9 @@ CASES: dict[str, tuple[Any, set[str]]] = {
     "dropout and nested outputs": (Detector, {"bn"}),
     "a layer that never runs": (NeverRun, {"bn", "unused"}),
     "names that are keywords": (keywords, set(KEYWORDS)),
+    "names with keywords in them": (phrases, {"named.from scratch", "named.a-lambda"}),
+    "loops that go by what they assign": (lambda: Chain(CountsTurns(4)), {"rest.0"}),
+    "branches that come to nothing": (lambda: Chain(AsksAgain(4)), {"rest.0"}),
 }
 
 
@@ -225,6 +240,48 @@ class TestCases:
         assert_freezes(make("scripted", model, tmp_path / "a.pt"), IMAGE)
 
 
+@BOTH
+def test_knows_the_eps_of_a_layer_under_each_of_its_names(tmp_path: Path, how: str) -> None:
+    path = make(how, SharedBlocks(), tmp_path / "a.pt", IMAGE)
+
+    layers = {plan.layer.name: plan.layer for plan in inspect_file(path).state_dicts[0].plan.layers}
+
+    assert {name: layer.eps for name, layer in layers.items()} == {
+        "blocks.0.0": Eps(1e-5, "read"),
+        "block.0": Eps(1e-5, "read"),
+        "inner.0": Eps(1e-3, "read"),
+        "outer": Eps(1e-3, "read"),
+    }
+    assert {layer.momentum for layer in layers.values()} == {0.1}
+
+
+@BOTH
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_writes_a_state_dict_with_the_eps_of_each_layer(
+    tmp_path: Path, how: str, to: OutputFormat
+) -> None:
+    path = make(how, SharedBlocks(), tmp_path / "a.pt", IMAGE)
+
+    result, output = convert(path, to=to)
+
+    assert claims(result) == {"contents": "equal", "layers": "equal", "model": "not verified"}
+    model = SharedBlocks()
+    model.outer.eps = 0.5
+    with pytest.warns(UserWarning, match="eps 0.5 of the model is replaced by 0.001"):
+        loaded = load_frozen(model, output).eval()
+    assert (loaded.block[0].eps, loaded.outer.eps) == (1e-5, 1e-3)
+    assert_same_bits(run(loaded, (IMAGE,)), run(load(path), (IMAGE,)))
+
+
+@BOTH
+def test_frozen_layers_are_known_to_be_2d(tmp_path: Path, how: str) -> None:
+    path = make(how, Chain(nn.BatchNorm2d(4)), tmp_path / "a.pt", IMAGE)
+
+    (frozen,) = inspect_file(assert_freezes(path, IMAGE)).state_dicts[0].plan.layers
+
+    assert (frozen.layer.spatial_dims, frozen.layer.dims_source) == (2, None)
+
+
 class TestWhatCodeReads:
     def test_a_count_that_a_parent_reads_stays(self, tmp_path: Path) -> None:
         path = make("scripted", Counting(), tmp_path / "a.pt")
@@ -262,6 +319,7 @@ class TestWhatCodeReads:
             (lambda: DecidesByWeight(4), "decides by more than the training flag"),
             (lambda: Borrows(4), "statistics that are not its own"),
             (lambda: Forgets(4), "does not call batch_norm with its own statistics"),
+            (lambda: SetsItsFlag(4), "its code sets the training flag"),
         ],
     )
     def test_what_cannot_be_folded_is_left_alone(
@@ -275,6 +333,42 @@ class TestWhatCodeReads:
         assert (plain.action, odd.action) == ("freeze", "leave")
         assert reason in (odd.reason or "")
         assert types(output)["rest.0"] == types(path)["rest.0"]
+
+    def test_layers_that_other_code_can_change_are_left_alone(self, tmp_path: Path) -> None:
+        path = make("scripted", UsesStatistics(), tmp_path / "a.pt")
+
+        output = assert_freezes(path, IMAGE, frozen={"by_its_flag", "switched_off"})
+
+        layers = inspect_file(path).state_dicts[0].plan.layers
+        assert {plan.layer.name: plan.reason for plan in layers if plan.reason} == {
+            "by_another_flag": "other code normalises with its statistics by another flag",
+            "switched": "other code sets its training flag",
+        }
+        trained = load(output).train()
+        before = {name: value.clone() for name, value in trained.named_buffers()}
+        run(trained, (IMAGE,))
+        assert_same_bits(
+            {name: value for name, value in trained.named_buffers() if "_its_" in name},
+            {name: value for name, value in before.items() if "_its_" in name},
+        )
+
+    def test_layers_with_forward_hooks_are_left_alone(self, tmp_path: Path) -> None:
+        path = make("scripted", Hooked(), tmp_path / "a.pt")
+
+        assert_freezes(path, IMAGE, frozen={"plain", "first.0", "second.0"})
+
+        layers = {plan.layer.name: plan for plan in inspect_file(path).state_dicts[0].plan.layers}
+        assert layers["hooked"].reason == "it has forward hooks, whose code is not its own"
+
+    def test_a_layer_of_other_dimensions_is_left_alone_whatever_its_name(
+        self, tmp_path: Path
+    ) -> None:
+        path = make("scripted", Pooled(), tmp_path / "a.pt")
+
+        assert_freezes(path, IMAGE, frozen={"bn"})
+
+        layer = inspect_file(path).state_dicts[0].plan.layers[1]
+        assert (layer.reason, layer.layer.dims_source) == ("BatchNorm1d", None)
 
 
 class TestPartialFreezing:
@@ -338,6 +432,12 @@ class TestPartialFreezing:
             selection=Selection(include=("*_name",)),
         )
 
+    def test_refuses_to_clone_types_with_forward_hooks(self, tmp_path: Path) -> None:
+        path = make("scripted", Hooked(), tmp_path / "a.pt")
+
+        with pytest.raises(UnsupportedFileError, match="only some modules of the type"):
+            convert(path, selection=Selection(include=("first.0",)))
+
     def test_leaves_a_layer_alone_that_shares_with_one_that_must_stay(self, tmp_path: Path) -> None:
         model = Dimensions()
         model.three.weight, model.three.bias = model.two.weight, model.two.bias
@@ -389,7 +489,8 @@ class TestRefusals:
 
     def test_an_archive_for_mobile(self, tmp_path: Path) -> None:
         model = perturb(Chain(nn.BatchNorm2d(4)).eval())
-        with torchscript_allowed(), warnings.catch_warnings():
+        # What other tests ran was optimised into what mobile does not know.
+        with torchscript_allowed(), warnings.catch_warnings(), torch.jit.optimized_execution(False):
             warnings.filterwarnings("ignore", "Lite Interpreter")
             torch.jit.script(model)._save_for_lite_interpreter(str(tmp_path / "a.ptl"))
 
@@ -518,9 +619,9 @@ class TestVerification:
             (lambda: Sized(20), (), "it does not run on 1x3x64x64: builtins.RuntimeError: only 20"),
             (lambda: Sized(20), ((1, 3, 9, 9),), "it does not run on 1x3x9x9"),
             (TwoInputs, (), "takes 2 inputs of unknown shape; give --input-shape"),
-            (TwoInputs, ((1, 3, 9, 9),), "takes 2 inputs; give --input-shape for each"),
+            (TwoInputs, ((1, 3, 9, 9),), "takes 2 inputs, and 1 shape"),
             (TakesText, (), "its forward takes a str"),
-            (lambda: nn.BatchNorm2d(4), (), "takes an input of unknown shape; give --input-shape"),
+            (lambda: nn.BatchNorm2d(4), (), "takes 1 input of unknown shape; give --input-shape"),
         ],
     )
     def test_says_why_it_could_not_be_run(
@@ -569,6 +670,51 @@ class TestVerification:
         path.with_suffix(".out").unlink()
         assert self.model_claim(path, trust=True)[0] == "equal"
         assert marker.exists()
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            'getattr(torch, "save")(x0, path)',
+            'getattr(torch, "\\163ave")(x0, path)',
+            "t = torch; t.save(x0, path)",
+            "s = torch.save; s(x0, path)",
+            "ops.aten.save(x0, path)",
+            "o = ops; o.aten.save(x0, path)",
+            "o = ops.aten; o.save(x0, path)",
+            'getattr(getattr(ops, "aten"), "save")(x0, path)',
+        ],
+    )
+    def test_code_that_writes_files_is_found_however_it_says_so(
+        self, tmp_path: Path, call: str
+    ) -> None:
+        marker = tmp_path / "written"
+        path = self.path(tmp_path, Writing(str(marker)))
+
+        def disguised(name: str, content: bytes) -> bytes:
+            lines = "\n    ".join(call.split("; "))
+            return content.replace(b"torch.save(x0, path)", lines.encode())
+
+        rewrite_records(path, disguised)
+        load(path)(IMAGE)
+        assert marker.exists()
+        marker.unlink()
+
+        assert self.model_claim(path)[0] == "not verified"
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("text", ["o = __torch__.torch.classes.acme", "o = __torch__"])
+    def test_code_that_hides_a_class_is_found(self, tmp_path: Path, text: str) -> None:
+        path = self.path(tmp_path, Writing(str(tmp_path / "written")))
+        rewrite_records(
+            path, lambda _, content: content.replace(b"torch.save(x0, path)", text.encode())
+        )
+
+        assert f"its code has {text[4:]};" in self.model_claim(path)[1]
+
+    def test_compares_outputs_of_every_layout(self, tmp_path: Path) -> None:
+        status, detail = self.model_claim(self.path(tmp_path, OddOutputs()))
+
+        assert (status, detail.partition(",")[0]) == ("equal", "outputs on 1x3x64x64 of float32")
 
     def test_code_that_runs_when_it_is_loaded_is_found_too(self, tmp_path: Path) -> None:
         marker = tmp_path / "written"

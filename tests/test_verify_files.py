@@ -587,3 +587,19 @@ class TestModel:
         assert (equal.status, different.status) == ("equal", "different")
         assert "those of 2 of 2 frozen layers are equal" in equal.detail
         assert different.detail.startswith("begins before 4")
+
+    def test_objects_in_outputs_are_taken_apart(self, original: Path, converted: Path) -> None:
+        class Boxes:
+            def __init__(self, scores: Tensor) -> None:
+                self.scores = scores
+
+        class Detecting(nn.Sequential):
+            def forward(self, x: Tensor) -> Any:
+                return {"boxes": Boxes(super().forward(x)), "shape": x.shape, "name": "boxes"}
+
+        build = lambda: Detecting(*model())  # noqa: E731
+        equal = claim(verify(original, converted, build), "model")
+        different = claim(verify(original, faulty(converted, flip_a_bit), build), "model")
+
+        assert equal.status == "equal"
+        assert [item.place for item in different.differences] == ["output['boxes'].scores"]

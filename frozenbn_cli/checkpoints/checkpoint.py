@@ -35,8 +35,8 @@ class LayerFacts:
         code_is_known: Whether the code of its class was read, so that its name does not matter.
         obstacle: Why that code cannot be frozen; None if it can.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
+        spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
         shares_with: The layers that it shares tensors with, where they stay shared in the output.
-        spatial_dims: 2 for BatchNorm2d, where something tells that its class does not.
     """
 
     type_name: str | None = None
@@ -47,8 +47,8 @@ class LayerFacts:
     code_is_known: bool = False
     obstacle: str | None = None
     always_batch_statistics: bool = False
-    shares_with: frozenset[str] = frozenset()
     spatial_dims: int | None = None
+    shares_with: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

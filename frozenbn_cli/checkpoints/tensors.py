@@ -6,10 +6,10 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from frozenbn_cli.containers.source import Extent, chunks
+from frozenbn_cli.containers.source import CHUNK_BYTES, Extent, chunks
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Value, describe
 
@@ -186,6 +186,12 @@ class StoredTensor:
         return True
 
     @property
+    def crc32(self) -> int:
+        """The checksum of the elements that the file states; 0 where it states none."""
+        is_whole = self.is_contiguous and self.size_bytes == self.storage.size_bytes
+        return self.storage.crc32 if is_whole and not self.conjugate else 0
+
+    @property
     def _span(self) -> int:
         """The elements from the first to the last, with what lies between; 0 for none."""
         if not self.elements:
@@ -202,9 +208,28 @@ class StoredTensor:
         if self.is_contiguous and not self.conjugate:
             yield from chunks(self.storage, start, self.size_bytes)
             return
-        stored = self.storage.read(start, self._span * self.dtype.item_bytes)
-        gathered = _gather(stored, self.shape, self.strides, self.dtype.item_bytes)
-        yield _conjugated(gathered, self.dtype) if self.conjugate else bytes(gathered)
+        _check_runs(_merged(self.shape, self.strides))
+        for part in self._parts():
+            start = part.offset * self.dtype.item_bytes
+            stored = self.storage.read(start, part._span * self.dtype.item_bytes)
+            gathered = _gather(stored, part.shape, self.strides, self.dtype.item_bytes)
+            yield _conjugated(gathered, self.dtype) if self.conjugate else bytes(gathered)
+
+    def _parts(self) -> Iterator[StoredTensor]:
+        """Yield views of as many rows as fit in a piece; one of all rows where they interleave.
+
+        A convolution's weights in channels_last are thus gathered a few at a time, and a transposed
+        matrix as a whole.
+        """
+        rows, step = (self.shape[0], self.strides[0]) if self.shape else (1, 0)
+        row = replace(self, shape=(1, *self.shape[1:])) if rows > 1 else self
+        at_once = max(CHUNK_BYTES // max(row.size_bytes, 1), 1) if step >= row._span else rows
+        for first in range(0, rows, max(at_once, 1)):
+            yield replace(
+                self,
+                shape=(min(at_once, rows - first), *self.shape[1:]) if self.shape else (),
+                offset=self.offset + first * step,
+            )
 
     def read(self) -> bytes:
         """Return the elements in row-major order, little-endian."""
@@ -264,10 +289,8 @@ def _gather(
     gathered = bytearray(math.prod(shape) * item_bytes)
     target = memoryview(gathered).cast(word)
     # The longest axis is copied by slices, the others are walked.
-    axes.sort(key=lambda axis: axis[0] if axis[1] else 0)
+    axes.sort(key=_length)
     count, step, target_step = axes.pop()
-    if math.prod(size for size, _, _ in axes) > _MAX_RUNS:
-        raise UnsupportedFileError(f"a tensor in more than {_MAX_RUNS:,} runs of bytes")
     for place in itertools.product(*(range(size) for size, _, _ in axes)):
         start = sum(at * axis[1] for at, axis in zip(place, axes, strict=True))
         begin = sum(at * axis[2] for at, axis in zip(place, axes, strict=True))
@@ -276,6 +299,16 @@ def _gather(
             run = memoryview(bytes(run) * count).cast(word)
         target[begin : begin + (count - 1) * target_step + 1 : target_step] = run
     return gathered
+
+
+def _length(axis: tuple[int, int, int]) -> int:
+    return axis[0] if axis[1] else 0
+
+
+def _check_runs(axes: list[tuple[int, int, int]]) -> None:
+    longest = max(axes, key=_length)
+    if math.prod(size for size, _, _ in axes) > _MAX_RUNS * longest[0]:
+        raise UnsupportedFileError(f"a tensor in more than {_MAX_RUNS:,} runs of bytes")
 
 
 def _merged(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder
@@ -12,6 +13,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call
 from frozenbn_cli.torchscript.script_archive import (
+    STATISTICS,
     ScriptArchive,
     ScriptModule,
     find_root,
@@ -84,10 +86,17 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
                         unsupported[prefix + role] = error.problem
     layers = [module for module in script.modules if _is_layer(module)]
     shared = _shared(layers)
+    obstacles = script.obstacles_elsewhere()
     facts = {
-        module.name: _facts(script, module, shared.get(module.name, frozenset()))
+        module.name: _facts(
+            script,
+            module,
+            obstacles.get(id(module.value)),
+            shared.get(module.name, frozenset()),
+        )
         for module in layers
     }
+    _complete(facts, entries)
     return StateDict("", entries, layers=facts, is_module=True, unsupported=unsupported)
 
 
@@ -95,7 +104,9 @@ def _is_layer(module: ScriptModule) -> bool:
     return module.has_statistics or "BatchNorm" in module.type_name.rpartition(".")[2]
 
 
-def _facts(script: ScriptArchive, module: ScriptModule, shared: frozenset[str]) -> LayerFacts:
+def _facts(
+    script: ScriptArchive, module: ScriptModule, obstacle: str | None, shared: frozenset[str]
+) -> LayerFacts:
     code = script.batch_norm_code(module)
     return LayerFacts(
         type_name=module.type_name,
@@ -104,10 +115,32 @@ def _facts(script: ScriptArchive, module: ScriptModule, shared: frozenset[str]) 
         momentum=code.momentum,
         frozen=module.frozen,
         code_is_known=True,
-        obstacle=code.obstacle,
+        obstacle=code.obstacle or obstacle,
         always_batch_statistics=code.always_batch_statistics,
+        spatial_dims=code.spatial_dims,
         shares_with=shared,
     )
+
+
+def _complete(facts: dict[str, LayerFacts], entries: Mapping[str, StoredTensor]) -> None:
+    """Give layers without code the numbers of the one with code that is the same layer.
+
+    Of a layer under two names, a trace holds the code under one of them.
+    """
+    places = {name: _place_of_statistics(name, entries) for name in facts}
+    known = {places[name]: found for name, found in facts.items() if found.eps is not None}
+    for name, found in facts.items():
+        if found.eps is None and places[name] and (other := known.get(places[name])):
+            facts[name] = replace(found, eps=other.eps, momentum=other.momentum)
+
+
+def _place_of_statistics(
+    name: str, entries: Mapping[str, StoredTensor]
+) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """Return where the statistics of a layer lie in the file; empty if they are not there."""
+    prefix = f"{name}." if name else ""
+    tensors = [entries.get(prefix + role) for role in STATISTICS]
+    return tuple((id(item.storage), item.offset, item.shape) for item in tensors if item)
 
 
 def _constant(module: ScriptModule, name: str) -> float | None:

@@ -6,13 +6,37 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from frozenbn_cli.errors import OutputError, UsageError
 
-__all__ = ["AtomicOutput"]
+__all__ = ["AtomicOutput", "marked", "remove_marked"]
+
+_mark: ContextVar[str] = ContextVar("mark", default="")
+
+
+@contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Put ``mark`` into the names of the temporary files that are made inside.
+
+    A process that is killed cannot remove its file; `remove_marked` does it for those of one run,
+    whatever others write into the same folder.
+    """
+    token = _mark.set(f"{mark}-")
+    try:
+        yield
+    finally:
+        _mark.reset(token)
+
+
+def remove_marked(folder: Path, mark: str) -> None:
+    """Remove the temporary files in ``folder`` whose names carry ``mark``."""
+    for path in folder.glob(f".*.{mark}-*.partial"):
+        with suppress(OSError):
+            path.unlink()
 
 
 class AtomicOutput:
@@ -21,24 +45,29 @@ class AtomicOutput:
     Leaving the ``with`` block without a commit, by an exception or not, removes the file.
 
     Args:
-        target: Where the output belongs. Its folder must exist.
+        target: Where the output belongs.
         replace: Whether a file that is there already may be replaced.
+        make_folder: Whether its folder is made with it; it must exist otherwise.
 
     Raises:
         UsageError: The target exists and may not be replaced.
         OutputError: The target cannot be written.
     """
 
-    def __init__(self, target: Path, *, replace: bool = False) -> None:
+    def __init__(self, target: Path, *, replace: bool = False, make_folder: bool = False) -> None:
         self.target = target
         self._replace = replace
+        self._make_folder = make_folder
         # At most 40 characters are at most 160 bytes, of the 255 that a name may have.
-        self.path = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}.partial"
+        unique = f"{_mark.get()}{secrets.token_hex(4)}"
+        self.path = target.parent / f".{target.name[:40]}.{unique}.partial"
         self.file: BinaryIO
 
     def __enter__(self) -> AtomicOutput:
         self.check_target()
         with _as_output_error(self.target):
+            if self._make_folder:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("x+b")
         return self
 
@@ -58,7 +87,7 @@ class AtomicOutput:
         with _as_output_error(self.target):
             if self.target.is_dir():
                 raise OutputError("is a folder, not a file", where=(str(self.target),))
-            if not self.target.parent.is_dir():
+            if not (self._make_folder or self.target.parent.is_dir()):
                 raise OutputError(
                     "cannot be written: its folder does not exist", where=(str(self.target),)
                 )
@@ -72,11 +101,16 @@ class AtomicOutput:
             yield self.file
             self.file.flush()
 
-    def commit(self) -> None:
-        """Make the file durable and give it its name, in one step."""
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
         with _as_output_error(self.target):
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name, in one step."""
+        self.sync()
+        with _as_output_error(self.target):
             self.file.close()
             if self._replace:
                 self.path.replace(self.target)

@@ -82,6 +82,10 @@ class Extent(Protocol):
     def size_bytes(self) -> int:
         """The number of bytes."""
 
+    @property
+    def crc32(self) -> int:
+        """The checksum of all bytes that the file states; 0 where it states none."""
+
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``, counted from the run's beginning."""
 
@@ -94,11 +98,13 @@ class FileExtent:
         source: The file.
         start: Offset of the first byte in the file.
         size_bytes: The number of bytes.
+        crc32: The checksum of all bytes that the file states; 0 where it states none.
     """
 
     source: ByteSource
     start: int
     size_bytes: int
+    crc32: int = 0
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``, counted from the run's beginning."""

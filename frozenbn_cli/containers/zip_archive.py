@@ -105,8 +105,10 @@ class ZipArchive:
         if name not in self._data_starts:
             with located(f"record {name}"):
                 self._data_starts[name] = _data_start(self.source, record)
-        stored = FileExtent(self.source, self._data_starts[name], record.stored_bytes)
-        return stored if record.method == _STORED else _Inflated(stored, record)
+        start = self._data_starts[name]
+        if record.method == _STORED:
+            return FileExtent(self.source, start, record.size_bytes, record.crc32)
+        return _Inflated(FileExtent(self.source, start, record.stored_bytes), record)
 
     def read(self, name: str, *, at_most_bytes: int = 1 << 20) -> bytes:
         """Return the whole of a small record, its checksum checked."""
@@ -286,6 +288,7 @@ class _Inflated:
         self._stored = stored
         self._name = record.name
         self.size_bytes = record.size_bytes
+        self.crc32 = record.crc32
         self._rewind()
 
     def _rewind(self) -> None:

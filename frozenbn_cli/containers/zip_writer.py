@@ -44,7 +44,7 @@ class ZipWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._records: list[_Written] = []
-        self._crc32 = 0
+        self._stated_crc32 = self._crc32 = 0
 
     def add(self, name: str, content: bytes) -> None:
         """Write a whole record."""
@@ -52,8 +52,15 @@ class ZipWriter:
             self.write(content)
 
     @contextmanager
-    def record(self, name: str, size_bytes: int) -> Iterator[None]:
-        """Begin a record of known size, whose bytes follow by `write`, and end it."""
+    def record(self, name: str, size_bytes: int, *, crc32: int = 0) -> Iterator[None]:
+        """Begin a record of known size, whose bytes follow by `write`, and end it.
+
+        Args:
+            name: Of the record, with forward slashes.
+            size_bytes: Of all that follows.
+            crc32: The checksum of all that follows, where somebody else sees to it that it is
+                right; 0 has it computed.
+        """
         encoded = name.encode()
         header_start = self._file.tell()
         extra = _sizes64(size_bytes, size_bytes) if size_bytes >= _LIMIT else b""
@@ -61,9 +68,9 @@ class ZipWriter:
         extra += _padding(data_start)
         written = _Written(encoded, header_start, size_bytes)
         self._file.write(_local_header(written, extra) + encoded + extra)
-        self._crc32 = 0
+        self._stated_crc32, self._crc32 = crc32, 0
         yield
-        written.crc32 = self._crc32
+        written.crc32 = crc32 or self._crc32
         end = self._file.tell()
         self._file.seek(header_start)
         self._file.write(_local_header(written, extra))
@@ -72,7 +79,8 @@ class ZipWriter:
 
     def write(self, chunk: bytes) -> None:
         """Append bytes to the record that has begun."""
-        self._crc32 = zlib.crc32(chunk, self._crc32)
+        if not self._stated_crc32:
+            self._crc32 = zlib.crc32(chunk, self._crc32)
         self._file.write(chunk)
 
     def drop_last(self) -> None:

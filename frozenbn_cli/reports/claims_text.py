@@ -11,6 +11,7 @@ from rich.text import Text
 
 from frozenbn_cli.claims import Claim, Difference, Measure, verdict
 from frozenbn_cli.reports.console import printable, symbol
+from frozenbn_cli.reports.evidence import remedy
 from frozenbn_cli.reports.pieces import named
 
 __all__ = ["claims_table", "evidence", "verdict_line"]
@@ -49,7 +50,11 @@ def evidence(claims: Iterable[Claim], console: Console) -> list[RenderableType]:
 
 
 def _evidence(claim: Claim, console: Console) -> list[RenderableType]:
-    measured = [item for item in claim.differences if item.measure and item.measure.differing]
+    measured = [
+        item
+        for item in claim.differences
+        if item.measure and item.measure.differing and not item.tolerated
+    ]
     others = [item for item in claim.differences if item.problem]
     parts: list[RenderableType] = [Text(claim.name, "bold red")]
     if others:
@@ -58,23 +63,8 @@ def _evidence(claim: Claim, console: Console) -> list[RenderableType]:
         parts.append(_indented(_measures(measured, console)))
     if claim.begins:
         parts.append(_indented(Text(printable(claim.begins))))
-    parts.append(_indented(Text(_remedy(claim))))
+    parts.append(_indented(Text(remedy(claim))))
     return parts
-
-
-def _remedy(claim: Claim) -> str:
-    """Return which tolerance would do; rounded up, so that it really does."""
-    if claim.smallest_atol is None:
-        return "no tolerance would let it pass"
-    line = f"would pass with --atol {_rounded_up(claim.smallest_atol)}"
-    if claim.smallest_rtol is not None:
-        line += f", or with --rtol {_rounded_up(claim.smallest_rtol)}"
-    return line
-
-
-def _rounded_up(value: float) -> str:
-    text = f"{value:.3g}"
-    return text if float(text) >= value else f"{value * 1.005:.3g}"
 
 
 def _indented(content: RenderableType) -> Padding:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.plan import LayerPlan
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
-    counted,
     eps_cell,
     finding_lines,
     findings_cell,
@@ -27,10 +28,18 @@ from frozenbn_cli.reports.pieces import (
     size_text,
     with_rest,
 )
+from frozenbn_cli.wording import counted
 
-__all__ = ["inspection_report"]
+__all__ = [
+    "inspection_report",
+    "part_facts",
+    "part_notes",
+    "range_text",
+    "what_convert_would_do",
+]
 
-_WIDE = 110
+
+_ENDLESS = 10_000
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*%#"
 
@@ -45,7 +54,7 @@ def inspection_report(
         console: Where it will be printed, for its width and encoding.
         all_layers: Show every layer; a long table is folded otherwise.
     """
-    blocks: list[list[RenderableType]] = [
+    blocks: list[Sequence[RenderableType]] = [
         [_header(inspection, console)],
         foreign_lines(inspection.foreign_names),
     ]
@@ -55,7 +64,7 @@ def inspection_report(
         blocks.append([*heading, _summary(part, console)])
         if part.plan.layers:
             blocks.append(_layers(part, console, all_layers))
-        blocks += [finding_lines(part.plan), _notes(part)]
+        blocks += [finding_lines(part.plan), part_notes(part)]
     blocks.append(_outlook(inspection))
     return separated(blocks)
 
@@ -73,6 +82,11 @@ def _header(inspection: Inspection, console: Console) -> Text:
 
 
 def _summary(part: InspectedStateDict, console: Console) -> Text:
+    return Text(f" {symbol(console, '·')} ".join(part_facts(part)))
+
+
+def part_facts(part: InspectedStateDict) -> list[str]:
+    """Return what a state dict consists of, in a few words each."""
     layers = part.plan.layers
     dims = Counter(
         f"{plan.layer.spatial_dims}d" if plan.layer.spatial_dims else "of unknown dimensions"
@@ -86,7 +100,7 @@ def _summary(part: InspectedStateDict, console: Console) -> Text:
     facts.append(counted(len(layers), "BatchNorm layer") + (f" ({of_each})" if layers else ""))
     if frozen := sum(plan.layer.frozen_already for plan in layers):
         facts.append(f"{frozen} frozen already")
-    return Text(f" {symbol(console, '·')} ".join(facts))
+    return facts
 
 
 def _count_text(count: int) -> str:
@@ -98,7 +112,21 @@ def _count_text(count: int) -> str:
 
 def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> list[RenderableType]:
     shown, rest = folded(part.plan, all_layers=all_layers)
-    wide = console.width >= _WIDE
+    table = _table(part, shown, console, wide=True)
+    if _natural_width(table, console) > console.width:
+        table = _table(part, shown, console, wide=False)
+    return with_rest(table, rest, console)
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    """Return how wide a table is where nothing in it has to fold."""
+    options = console.options.update(max_width=_ENDLESS)
+    return Measurement.get(console, options, table).maximum
+
+
+def _table(
+    part: InspectedStateDict, shown: Sequence[LayerPlan], console: Console, *, wide: bool
+) -> Table:
     table = layer_table(console, shown)
     table.add_column("Channels", justify="right")
     table.add_column("Dims", no_wrap=True)
@@ -113,14 +141,14 @@ def _layers(part: InspectedStateDict, console: Console, all_layers: bool) -> lis
     table.add_column("Findings", overflow="fold")
     for plan in shown:
         table.add_row(*_cells(plan, part.statistics.get(plan.layer.name), console, wide))
-    return with_rest(table, rest, console)
+    return table
 
 
 def _cells(
     plan: LayerPlan, statistics: Statistics | None, console: Console, wide: bool
 ) -> list[Text | str]:
     layer = plan.layer
-    unknown = symbol(console, "–")
+    unknown, dots = symbol(console, "–"), symbol(console, "…")
     cells: list[Text | str] = [
         name_cell(plan),
         f"{layer.channels:,}",
@@ -131,9 +159,9 @@ def _cells(
         cells += [
             unknown if layer.momentum is None else f"{layer.momentum:g}",
             unknown if layer.batches_tracked is None else f"{layer.batches_tracked:,}",
-            _range_text(statistics.mean, console) if statistics else unknown,
+            range_text(statistics.mean, dots) if statistics else unknown,
         ]
-    cells.append(_range_text(statistics.variance, console) if statistics else unknown)
+    cells.append(range_text(statistics.variance, dots) if statistics else unknown)
     if wide:
         cells.append(_bar(statistics.variance_decades, console) if statistics else "")
     findings = findings_cell(plan.findings, console)
@@ -156,11 +184,16 @@ def _dims(plan: LayerPlan, unknown: str, wide: bool) -> str:
     return f"{layer.spatial_dims}d{source}"
 
 
-def _range_text(values: tuple[float, float], console: Console) -> str:
+def range_text(values: tuple[float, float], dots: str) -> str:
+    """Return the smallest and the largest value, with ``dots`` between."""
     low, high = values
     if math.isnan(low):
         return "NaN"
-    return f"{low:.2g} {symbol(console, '…')} {high:.2g}"
+    return f"{_short(low)} {dots} {_short(high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
 def _bar(counts: tuple[int, ...], console: Console) -> str:
@@ -172,7 +205,8 @@ def _bar(counts: tuple[int, ...], console: Console) -> str:
     )
 
 
-def _notes(part: InspectedStateDict) -> list[RenderableType]:
+def part_notes(part: InspectedStateDict) -> list[Text]:
+    """Return what is left alone, left out or does not fit, a line each."""
     lines = left_alone_lines(part.plan, part.prefix)
     lines += [Text(f"does not fit the model: {printable(text)}") for text in part.misfits]
     if part.left_out:
@@ -186,7 +220,7 @@ def _outlook(inspection: Inspection) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if inspection.beside:
         lines.append(Text(f"beside: {named(_described(inspection.beside), 8)}"))
-    lines.append(Text(printable(_what_convert_would_do(inspection))))
+    lines.append(Text(printable(what_convert_would_do(inspection))))
     return lines
 
 
@@ -194,7 +228,8 @@ def _described(items: Mapping[str, str]) -> list[str]:
     return [f"{name} ({text})" for name, text in items.items()]
 
 
-def _what_convert_would_do(inspection: Inspection) -> str:
+def what_convert_would_do(inspection: Inspection) -> str:
+    """Return what `convert` would do with the file, or why it would not."""
     candidates = [part for part in inspection.state_dicts if part.plan.layers]
     if not inspection.state_dicts:
         return f"convert: not possible. {inspection.advice}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -11,13 +11,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.findings import ADVICE, LABELS, Finding
+from frozenbn_cli.findings import Finding
 from frozenbn_cli.plan import LayerPlan, Plan
 from frozenbn_cli.reports.console import printable, symbol
+from frozenbn_cli.reports.grouping import (
+    FindingGroup,
+    finding_groups,
+    finding_labels,
+    foreign_groups,
+    named,
+)
+from frozenbn_cli.wording import counted
 
 __all__ = [
     "by_reason_lines",
-    "counted",
     "eps_cell",
     "finding_lines",
     "findings_cell",
@@ -35,7 +42,6 @@ __all__ = [
 _FOLD_ABOVE = 12
 _EXCEPTIONS_SHOWN = 8
 _EXAMPLES_SHOWN = 3
-_NAMED = 3
 _NAME_WIDTH = 12
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -112,17 +118,10 @@ def eps_cell(plan: LayerPlan) -> Text:
 
 def findings_cell(findings: tuple[Finding, ...], console: Console) -> Text:
     """Return a few words on each finding."""
-    texts = []
-    implied = {"variance_below_eps"} if any(item.code == "eps_matters" for item in findings) else ()
-    for finding in findings:
-        if finding.code in implied:
-            continue
-        label = LABELS[finding.code]
-        if finding.factor:
-            label += f" {symbol(console, '×')}{finding.factor:.3g}"
-        elif finding.channels:
-            label += f" ({finding.channels:,} ch.)"
-        texts.append(Text(label, _STYLES[finding.severity]))
+    texts = [
+        Text(label, _STYLES[severity])
+        for label, severity in finding_labels(findings, times=symbol(console, "×"))
+    ]
     return Text(", ").join(texts) if texts else Text(symbol(console, "–"), "dim")
 
 
@@ -147,47 +146,18 @@ def with_rest(table: Table, rest: list[LayerPlan], console: Console) -> list[Ren
 
 def finding_lines(plan: Plan) -> list[RenderableType]:
     """Return a line for each kind of finding, added up over the layers, the gravest first."""
-    by_code: dict[str, dict[str, Finding]] = {}
-    for item in plan.layers:
-        for finding in item.findings:
-            by_code.setdefault(finding.code, {})[item.layer.name] = finding
-    parts: list[RenderableType] = []
-    for severity in ("error", "warning", "note"):
-        for code, by_layer in by_code.items():
-            if next(iter(by_layer.values())).severity == severity and not (
-                code == "variance_below_eps" and "eps_matters" in by_code
-            ):
-                parts.append(_finding_line(code, by_code))
-    return parts
+    return [_finding_line(group) for group in finding_groups(plan)]
 
 
-def _finding_line(code: str, by_code: dict[str, dict[str, Finding]]) -> Text:
-    findings = list(by_code[code].values())
-    names = [name for name in by_code[code] if name]
-    channels = sum(finding.channels or 0 for finding in findings)
-    where = f"{counted(channels, 'channel')} of " if channels else ""
-    where += named(names) if 0 < len(names) <= _NAMED else counted(len(findings), "layer")
-    layer, worst = max(by_code[code].items(), key=lambda item: item[1].factor or 0)
-    if worst.worst_channel is not None and channels > 1:
-        where += f"; worst: channel {worst.worst_channel}"
-        where += f" of {printable(layer)}" if len(names) > 1 else ""
+def _finding_line(group: FindingGroup) -> Text:
     line = Text()
-    line.append(f"{worst.severity}: ", _STYLES[worst.severity])
-    line.append(f"{worst.message} ({where}).")
-    below = sum(finding.channels or 0 for finding in by_code.get("variance_below_eps", {}).values())
-    if code == "eps_matters" and below:
-        line.append(f" {counted(below, 'channel')} have variance below eps.")
-    if code in ADVICE:
-        line.append(f" {ADVICE[code]}")
+    line.append(f"{group.severity}: ", _STYLES[group.severity])
+    where = f" ({group.where})" if group.where else ""
+    line.append(f"{group.message}{where}. {group.advice}".rstrip())
     return line
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
+def left_alone_lines(plan: Plan, prefix: str) -> list[Text]:
     """Return a line for each reason for which layers are left alone, and one on the prefix."""
     reasons = {item.layer.name: item.reason or "" for item in plan.left}
     lines = by_reason_lines("left alone", reasons)
@@ -196,7 +166,7 @@ def left_alone_lines(plan: Plan, prefix: str) -> list[RenderableType]:
     return lines
 
 
-def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[RenderableType]:
+def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[Text]:
     """Return a line for each reason, with the layers that it concerns."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
@@ -206,33 +176,15 @@ def by_reason_lines(title: str, reasons: Mapping[str, str]) -> list[RenderableTy
     ]
 
 
-def named(names: Iterable[str], at_most: int = 3) -> str:
-    """Return the first names, and how many there are beyond."""
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(printable(name) for name in names[:at_most]) + more
-
-
 def foreign_lines(names: Mapping[str, bool]) -> list[RenderableType]:
     """Return what loading the file without care would import and call."""
-    lines: list[RenderableType] = []
-    for verb, called in (("call", True), ("import", False)):
-        if found := [name for name, is_called in names.items() if is_called == called]:
-            severity = "error" if called else "warning"
-            line = Text()
-            line.append(f"{severity}: ", _STYLES[severity])
-            line.append(
-                f"torch.load(weights_only=False) would {verb} {named(found, 5)}, which a model has "
-                "no need of. It was not done here, and none of it is in the output."
-            )
-            lines.append(line)
-    return lines
+    return [_finding_line(group) for group in foreign_groups(names)]
 
 
-def separated(blocks: Iterable[list[RenderableType]]) -> RenderableType:
+def separated(blocks: Iterable[Sequence[RenderableType]]) -> RenderableType:
     """Return the blocks that hold anything, with an empty line between."""
     parts: list[RenderableType] = []
     for block in blocks:
         if block:
-            parts += [Text(), *block] if parts else block
+            parts += [Text(), *block] if parts else [*block]
     return Group(*parts)

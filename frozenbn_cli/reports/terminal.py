@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -24,15 +26,16 @@ from frozenbn_cli.reports.pieces import (
     with_rest,
 )
 
-__all__ = ["conversion_report"]
+__all__ = ["OUTCOMES", "conversion_report", "left_lines", "next_steps"]
 
-_OUTCOMES = {
+OUTCOMES = {
     "converted": ("converted", "bold green"),
     "planned": ("dry run, nothing was written", "bold"),
     "unhealthy": ("not converted: unhealthy statistics", "bold red"),
     "nothing to freeze": ("not converted: nothing to freeze", "bold yellow"),
     "different": ("not converted: verification failed", "bold red"),
 }
+"""How reports call each outcome, and its style on a terminal."""
 
 
 def conversion_report(
@@ -45,14 +48,14 @@ def conversion_report(
         console: Where it will be printed, for its width and encoding.
         all_layers: Show every layer; a long table is folded otherwise.
     """
-    blocks: list[list[RenderableType]] = [[_header(result, console)]]
+    blocks: list[Sequence[RenderableType]] = [[_header(result, console)]]
     if result.plan.layers:
         blocks.append(_layers(result, console, all_layers))
     blocks += [foreign_lines(result.foreign_names), finding_lines(result.plan)]
     if result.claims:
         blocks.append([claims_table(result.claims, console)])
         blocks.append(evidence(result.claims, console))
-    blocks.append(_left(result))
+    blocks.append(left_lines(result))
     if result.outcome == "converted":
         blocks.append([_next_steps(result)])
     if result.claims:
@@ -62,7 +65,7 @@ def conversion_report(
 
 def _header(result: ConversionResult, console: Console) -> Text:
     arrow, dot = symbol(console, "→"), symbol(console, "·")
-    words, style = _OUTCOMES[result.outcome]
+    words, style = OUTCOMES[result.outcome]
     header = Text()
     header.append(printable(result.input_path), "bold")
     if result.outcome in ("converted", "planned"):
@@ -122,7 +125,8 @@ def _state(plan: LayerPlan, console: Console, outcome: str, proven: bool) -> Tex
 # What was left, what comes next
 
 
-def _left(result: ConversionResult) -> list[RenderableType]:
+def left_lines(result: ConversionResult) -> list[Text]:
+    """Return what was left alone, and what was not written, a line each."""
     lines = left_alone_lines(result.plan, result.prefix)
     if result.left_out:
         lines.append(Text(f"not written, since no tensor: {named(result.left_out, 5)}"))
@@ -131,13 +135,22 @@ def _left(result: ConversionResult) -> list[RenderableType]:
     return lines
 
 
-def _next_steps(result: ConversionResult) -> Text:
+def next_steps(result: ConversionResult) -> tuple[str, str]:
+    """Return how to load the result: a sentence, and two lines of Python."""
+    path = repr(str(result.output_path))
     if result.output_format == "torchscript":
-        steps = Text("Load it with PyTorch alone, here or in C++:\n")
-        steps.append("    import torch\n", "cyan")
-        steps.append(f"    model = torch.jit.load({str(result.output_path)!r})", "cyan")
-        return steps
-    steps = Text("Load it into your model, whose layers are frozen on the way:\n")
-    steps.append("    from frozenbn_cli import load_frozen\n", "cyan")
-    steps.append(f"    model = load_frozen(model, {str(result.output_path)!r})", "cyan")
+        return (
+            "Load it with PyTorch alone, here or in C++:",
+            f"import torch\nmodel = torch.jit.load({path})",
+        )
+    return (
+        "Load it into your model, whose layers are frozen on the way:",
+        f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path})",
+    )
+
+
+def _next_steps(result: ConversionResult) -> Text:
+    sentence, lines = next_steps(result)
+    steps = Text(f"{sentence}\n")
+    steps.append("\n".join(f"    {line}" for line in lines.splitlines()), "cyan")
     return steps

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from frozenbn_cli.reports.claims_text import claims_table, evidence, verdict_line
 from frozenbn_cli.reports.console import printable, symbol
-from frozenbn_cli.reports.pieces import by_reason_lines, counted, separated, size_text
+from frozenbn_cli.reports.pieces import by_reason_lines, separated, size_text
+from frozenbn_cli.wording import counted
 
 if TYPE_CHECKING:
     from frozenbn_cli.verification.files import VerificationResult

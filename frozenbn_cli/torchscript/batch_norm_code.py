@@ -10,20 +10,24 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from frozenbn_cli.torchscript.source_code import ClassSource, Span, dotted
 
-__all__ = ["BatchNormCode", "module_reads", "read_batch_norm_code"]
+__all__ = ["BatchNormCode", "foreign_uses", "module_reads", "read_batch_norm_code"]
 
 _FUNCTIONAL = re.compile(r"__torch__\.torch\.nn\.functional(\.___torch_mangle_\d+)?\.batch_norm")
 _RANDOM = re.compile(r".*dropout.*|rand.*|bernoulli.*|normal_?|uniform_?|exponential_|multinomial")
 _TRAINING, _MOMENTUM, _EPS = 5, 6, 7  # The places of both functions' arguments.
 _STATISTICS = ("self", "running_mean"), ("self", "running_var")
 _SELF_TRAINING = ("self", "training")
+_USED_ELSEWHERE = re.compile(rb"(?<!\bself)\.(?:running_mean|training)\b")
 _INDENT = 2
+# What PyTorch's classes, and those that inherit from them, say to an input of other dimensions.
+_EXPECTED = re.compile(rb"expected (2D or 3D|4D|5D) input")
+_SPATIAL_DIMS = {b"2D or 3D": 1, b"4D": 2, b"5D": 3}
 
 Path = tuple[str, ...]
 
@@ -37,6 +41,7 @@ class BatchNormCode:
         momentum: Likewise; None also where it is not a plain number.
         calls: How many calls of `batch_norm` there are that use the module's own statistics.
         always_batch_statistics: Whether one of them normalises with batch statistics for good.
+        spatial_dims: By the inputs that it accepts; None where it accepts any.
         obstacle: Why the code cannot be frozen; None if it can.
         edits: The spans to replace for that.
     """
@@ -45,6 +50,7 @@ class BatchNormCode:
     momentum: float | None = None
     calls: int = 0
     always_batch_statistics: bool = False
+    spatial_dims: int | None = None
     obstacle: str | None = None
     edits: list[Span] = field(default_factory=list)
 
@@ -68,8 +74,12 @@ def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> Bat
         code.always_batch_statistics |= method.always_batch_statistics
         eps |= set(method.eps)
         momenta |= set(method.momenta)
+    if source.has_hooks:
+        code.obstacle = "it has forward hooks, whose code is not its own"
     if source.methods and not code.calls and not code.obstacle:
         code.obstacle = "its code does not call batch_norm with its own statistics"
+    if found := _EXPECTED.search(source.file.text, *source.file.line_span(source.node)):
+        code.spatial_dims = _SPATIAL_DIMS[found[1]]
     code.eps = eps.pop() if len(eps) == 1 else None
     code.momentum = momenta.pop() if len(momenta) == 1 else None
     return code
@@ -83,17 +93,62 @@ def module_reads(source: ClassSource, name: str) -> Iterator[tuple[Path, Any]]:
         comes from elsewhere), and the node.
     """
     for function in source.methods:
-        aliases = _self_alias(function)
-        for node in ast.walk(function):
-            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-                continue
-            if path := _resolve(node.value, aliases):
-                aliases[node.targets[0].id] = path
+        aliases = _all_aliases(function)
         for node in ast.walk(function):
             if isinstance(node, ast.Attribute) and node.attr == name:
                 path = _resolve(node, aliases)
                 if path is None or len(path) > 2 or path[0] != "self":
                     yield path or ("", node.attr), node
+
+
+def foreign_uses(source: ClassSource) -> Iterator[tuple[Path, str]]:
+    """Yield where a class does to another module what no frozen layer could be kept from.
+
+    Yields:
+        The path from ``self`` to an attribute of that module, and what is done, in words.
+    """
+    start, end = source.file.line_span(source.node)
+    if not _USED_ELSEWHERE.search(source.file.text, start, end):
+        return
+    for function in source.methods:
+        aliases = _all_aliases(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call):
+                for argument in _statistics(node, aliases) or []:
+                    path = _resolve(argument, aliases) or ()
+                    flag = node.args[_TRAINING]
+                    follows = _resolve(flag, aliases) == (*path[:-1], "training")
+                    if len(path) > 2 and not follows and not _is_false(flag):
+                        yield path, "other code normalises with its statistics by another flag"
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                path = _resolve(node.targets[0], aliases) or ()
+                if len(path) > 2 and path[-1] == "training" and not _is_false(node.value):
+                    yield path, "other code sets its training flag"
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def _statistics(call: ast.Call, aliases: dict[str, Path]) -> list[ast.expr] | None:
+    """Return the arguments that hold the statistics of a `batch_norm`; None for other calls."""
+    path = _resolve(call.func, aliases)
+    if path is None or len(call.args) <= _EPS:
+        return None
+    if path == ("torch", "batch_norm"):
+        return call.args[3:5]
+    return call.args[1:3] if _FUNCTIONAL.fullmatch(".".join(path)) else None
+
+
+def _all_aliases(function: ast.FunctionDef) -> dict[str, Path]:
+    """Return what stands for which path anywhere in a method."""
+    aliases = _self_alias(function)
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        if path := _resolve(node.value, aliases):
+            aliases[node.targets[0].id] = path
+    return aliases
 
 
 def _self_alias(function: ast.FunctionDef) -> dict[str, Path]:
@@ -114,6 +169,13 @@ def _called(statements: list[ast.stmt]) -> Iterator[str]:
                 yield path[-1]
 
 
+def _assigned(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names of the variables that a statement assigns, however far in."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
 def _plain_number(value: object) -> float | None:
     return float(value) if type(value) is float or type(value) is int else None
 
@@ -128,6 +190,7 @@ class _Method:
         self._file = source.file
         self._function = function
         self._attributes = attributes
+        self._arguments = {argument.arg for argument in function.args.args[1:]}
         self._aliases = _self_alias(function)
         self._known: dict[str, bool] = {}
         self._numbers: dict[str, float] = {}
@@ -154,10 +217,13 @@ class _Method:
             if isinstance(statement, ast.If):
                 self._if(statement)
             elif isinstance(statement, (ast.For, ast.While, ast.With)):
+                # What one turn of a loop assigns, the next one finds; or there is no turn at all.
+                self._forget(_assigned(statement))
                 for part in ast.iter_child_nodes(statement):
                     if isinstance(part, ast.expr):
                         self._expression(part)
                 self._block(statement.body)
+                self._forget(_assigned(statement))
             else:
                 self._plain(statement)
 
@@ -170,10 +236,21 @@ class _Method:
             self._assign(target.id, value)
         else:
             self._expression(value)
+            self._forget(_assigned(statement))
+            if isinstance(target, ast.Attribute) and self._is_flag(target):
+                self._refuse("its code sets the training flag")
+
+    @property
+    def _facts(self) -> tuple[dict[str, Any], ...]:
+        return self._aliases, self._known, self._numbers
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            for facts in self._facts:
+                facts.pop(name, None)
 
     def _assign(self, name: str, value: ast.expr) -> None:
-        for known in (self._aliases, self._known, self._numbers):
-            known.pop(name, None)
+        self._forget([name])
         path = _resolve(value, self._aliases)
         if path:
             self._aliases[name] = path
@@ -192,16 +269,7 @@ class _Method:
         truth = self._truth(statement.test)
         if truth is None:
             self._expression(statement.test)
-            before = dict(self._known)
-            for branch in (statement.body, statement.orelse):
-                self._known = dict(before)
-                self._block(branch)
-            assigned = {
-                node.id
-                for node in ast.walk(statement)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            }
-            self._known = {name: value for name, value in before.items() if name not in assigned}
+            self._both_branches(statement)
             return
         chosen, dropped = (statement.body, statement.orelse)[:: 1 if truth else -1]
         if self._is_flag(statement.test):
@@ -211,11 +279,23 @@ class _Method:
         self._keep_branch(statement, chosen)
         self._block(chosen)
 
+    def _both_branches(self, statement: ast.If) -> None:
+        before = [dict(facts) for facts in self._facts]
+        self._block(statement.body)
+        after = self._facts
+        self._aliases, self._known, self._numbers = before
+        self._block(statement.orelse)
+        # Behind it, only that is known on which both branches agree.
+        for facts, others in zip(self._facts, after, strict=True):
+            for name in [name for name in facts if facts[name] != others.get(name)]:
+                del facts[name]
+
     def _keep_branch(self, statement: ast.If, chosen: list[ast.stmt]) -> None:
         start, end = self._file.line_span(statement)
         kept = [node for node in chosen if not isinstance(node, ast.Pass)]
         if not kept:
-            self._spans.append((start, end, b" " * statement.col_offset + b"pass\n"))
+            indent = statement.col_offset - self._dedented[start]
+            self._spans.append((start, end, b" " * indent + b"pass\n"))
             return
         first, last = self._file.line_span(kept[0])[0], self._file.line_span(kept[-1])[1]
         self._spans += [(start, first, b""), (last, end, b"")]
@@ -260,7 +340,7 @@ class _Method:
 
     def _expression(self, node: ast.expr) -> None:
         """Look for calls of `batch_norm`, and for the training flag where it must not be."""
-        if isinstance(node, ast.Call) and (statistics := self._statistics(node)):
+        if isinstance(node, ast.Call) and (statistics := _statistics(node, self._aliases)):
             for place, argument in enumerate(node.args):
                 if place != _TRAINING:
                     self._expression(argument)
@@ -273,17 +353,13 @@ class _Method:
             if isinstance(part, ast.expr):
                 self._expression(part)
 
-    def _statistics(self, call: ast.Call) -> list[ast.expr] | None:
-        """Return the arguments that hold the statistics of a `batch_norm`; None for other calls."""
-        path = _resolve(call.func, self._aliases)
-        if path is None or len(call.args) <= _EPS:
-            return None
-        if path == ("torch", "batch_norm"):
-            return call.args[3:5]
-        return call.args[1:3] if _FUNCTIONAL.fullmatch(".".join(path)) else None
-
     def _batch_norm(self, call: ast.Call, statistics: list[ast.expr]) -> None:
-        if tuple(_resolve(node, self._aliases) for node in statistics) != _STATISTICS:
+        paths = tuple(_resolve(node, self._aliases) for node in statistics)
+        # A trace hands tensors that it knows by another name to its methods, and the flag is fixed.
+        are_handed = _is_false(call.args[_TRAINING]) and all(
+            path is not None and path[0] in self._arguments for path in paths
+        )
+        if paths != _STATISTICS and not are_handed:
             if self._source.annotation("running_mean") == "Tensor":
                 self._refuse("its code normalises with statistics that are not its own")
             return

@@ -11,10 +11,9 @@ from frozenbn_cli.torchscript.source_code import dotted
 
 __all__ = ["unsafe_operators"]
 
-_SUSPICIOUS = re.compile(rb"\bops\.|\btorch\.classes\.|\b(?:save|load|\w*_?file|open)\b")
 _NAMES = re.compile(r"save|load|from_file|\w*(?:read|write|open|to)_\w*file\w*|open|dlopen|system")
 _SAFE_OPERATORS = {"prim", "aten", "quantized", "torchvision", "onednn", "mkldnn", "prepacked"}
-_SAFE_CLASSES = {"quantized", "onednn", "mkldnn", "xnnpack", "sparse"}
+_SAFE_CLASSES = {("quantized",), ("onednn",), ("mkldnn",), ("xnnpack",), ("sparse",)}
 _CLASSES = ("__torch__", "torch", "classes")
 
 
@@ -29,25 +28,37 @@ def unsafe_operators(script: ScriptArchive) -> list[str]:
         if not _is_safe_class(tuple(f"{name.module}.{name.name}".split(".")))
     )
     for path in script.code_paths:
-        if _SUSPICIOUS.search(script.text(path)):
-            found |= dict.fromkeys(_unsafe(script.file(path).tree))
+        found |= dict.fromkeys(_unsafe(script.file(path).tree))
     return list(found)
 
 
 def _unsafe(tree: ast.AST) -> Iterator[str]:
+    beginnings: set[ast.AST] = set()
     for node in ast.walk(tree):
-        path = dotted(node) if isinstance(node, ast.Attribute) else None
+        path = dotted(node) if isinstance(node, (ast.Attribute, ast.Call, ast.Name)) else None
         if not path:
             continue
-        if path[0] == "ops" and len(path) == 3:
-            is_safe = path[1] in _SAFE_OPERATORS and not _NAMES.fullmatch(path[2])
-        elif path[0] == "torch" and len(path) == 2:
-            is_safe = not _NAMES.fullmatch(path[1])
-        else:
-            is_safe = _is_safe_class(path)
-        if not is_safe:
+        # Parents come first: what only begins a longer name is known by now.
+        if node not in beginnings and not _is_safe(path):
             yield ".".join(path)
+        beginnings.add(_beginning(node))
+
+
+def _beginning(node: ast.AST) -> ast.AST:
+    """Return what an attribute is of, also where it is read with ``getattr``."""
+    if isinstance(node, ast.Call):
+        return node.args[0]
+    return node.value if isinstance(node, ast.Attribute) else node
+
+
+def _is_safe(path: tuple[str, ...]) -> bool:
+    # Of what another variable stands for, any operator could be called.
+    if path[0] == "ops":
+        return len(path) == 3 and path[1] in _SAFE_OPERATORS and not _NAMES.fullmatch(path[2])
+    if path[0] == "torch":
+        return len(path) > 1 and not _NAMES.fullmatch(path[1])
+    return path != _CLASSES[: len(path)] and _is_safe_class(path)
 
 
 def _is_safe_class(path: tuple[str, ...]) -> bool:
-    return path[:3] != _CLASSES or len(path) < 5 or path[3] in _SAFE_CLASSES
+    return path[:3] != _CLASSES or path[3:4] in _SAFE_CLASSES

@@ -7,16 +7,23 @@ into the new archive byte for byte.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
-from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
+from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.pickles.values import Call, Global
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.torchscript.batch_norm_code import module_reads
-from frozenbn_cli.torchscript.script_archive import ScriptArchive, ScriptModule, is_tensor_call
+from frozenbn_cli.torchscript.object_tree import children_first, lost_storages, without_gradient
+from frozenbn_cli.torchscript.script_archive import (
+    ScriptArchive,
+    ScriptModule,
+    is_tensor_call,
+    module_at,
+)
 from frozenbn_cli.torchscript.source_code import (
     ClassSource,
     CodeFile,
@@ -35,7 +42,6 @@ _PLAIN = {
     "torch.nn.modules.batchnorm.SyncBatchNorm",
 }
 _MANGLE = re.compile(r"___torch_mangle_(\d+)")
-_REQUIRES_GRAD = 4  # The place among the arguments of `torch._utils._rebuild_tensor_v2`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class _Rewriter:
     _next_mangle: int = 0
 
     def run(self) -> Rewriting:
-        modules = _children_first(self.script)
+        modules = children_first(self.script)
         self._example = {module.source.name: module for module in modules.values()}
         self._sources = {module.source.name: module.source for module in modules.values()}
         wanted = [module for module in self.script.modules if module.name in self.names]
@@ -116,7 +122,7 @@ class _Rewriter:
         replaced, dropped = self._code()
         tree = self._rebuilt(modules)
         replaced[f"{self.script.root}data.pkl"] = write_pickle(tree, for_torchscript=True)
-        dropped |= self._lost_storages(tree)
+        dropped |= lost_storages(self.script, tree)
         kept = frozenset(item.name for item in wanted if id(item.value) in self._keeps_count)
         return Rewriting(replaced, frozenset(dropped), kept)
 
@@ -126,7 +132,7 @@ class _Rewriter:
         """Note the frozen layers whose count is read by code that stays."""
         for module in modules.values():
             for path, _ in self._reads(module.source, _COUNT):
-                layer = _follow(module.value, path)
+                layer = module_at(module.value, path)
                 # A module from who knows where may be any.
                 found = self._frozen if layer is None else {id(layer)} & self._frozen.keys()
                 self._keeps_count |= set(found)
@@ -159,8 +165,9 @@ class _Rewriter:
         reads = []
         if not is_frozen:
             for path, node in self._reads(source, "training"):
-                layer = _follow(value, path)
-                if layer is not None and id(layer) in self._frozen:
+                layer = module_at(value, path)
+                is_read = isinstance(node.ctx, ast.Load)
+                if is_read and layer is not None and id(layer) in self._frozen:
                     reads.append(source.file.span(node))
         return _Type(
             source.name,
@@ -211,6 +218,10 @@ class _Rewriter:
                 start, end = source.file.line_span(source.node)
                 if text != source.file.text[start:end]:
                     edits.setdefault(source.file.path, []).append((start, end, text))
+            elif source.has_hooks:
+                raise UnsupportedFileError(
+                    f"only some modules of the type {new.old} change, and it has forward hooks"
+                )
             else:
                 texts[file_of(name)] = source.file.header + text
         gone = {new.old for new in self._types} - set(self._new_names.values())
@@ -227,7 +238,7 @@ class _Rewriter:
                 dropped.add(f"{self.script.root}code/{path}")
             else:
                 texts[path] = text
-        self._check_references(gone, texts, dropped)
+        self._rename_references(gone, texts, dropped)
         known = self.script.archive.records.keys()
         records = {f"{self.script.root}code/{path}": text for path, text in texts.items()}
         return records, dropped & known
@@ -281,10 +292,13 @@ class _Rewriter:
             if index in self._new_names
         ]
 
-    def _check_references(
-        self, gone: Collection[str], texts: Mapping[str, bytes], dropped: Collection[str]
+    def _rename_references(
+        self, gone: Collection[str], texts: dict[str, bytes], dropped: set[str]
     ) -> None:
-        """Refuse where a type that is gone is still spoken of."""
+        """Name the new type where one that is gone is still spoken of; refuse if there are several.
+
+        A trace hands modules to methods of others, whose arguments have their types.
+        """
         encoded = {name: name.encode() for name in gone}
         for path in {*self.script.code_paths, *texts}:
             if f"{self.script.root}code/{path}" in dropped:
@@ -294,13 +308,26 @@ class _Rewriter:
                 continue
             file = CodeFile(path, text)
             unused = {cls.node for cls in file.classes.values() if not self._is_used(cls.name)}
-            for name in gone:
-                for node in file.tree.body:
-                    if node not in unused and next(file.references(node, name), None):
-                        raise UnsupportedFileError(
-                            f"code refers to the type {name} in an unexpected place",
-                            where=(f"code/{path}",),
-                        )
+            spans = [
+                (*place, self._successor(name, path).encode())
+                for name in gone
+                for node in file.tree.body
+                if node not in unused
+                for place in file.references(node, name)
+            ]
+            if spans:
+                texts[path] = apply_edits(text, spans, start=0, end=len(text))
+                dropped.add(f"{self.script.root}code/{path}.debug_pkl")
+
+    def _successor(self, name: str, path: str) -> str:
+        new_names = {
+            self._new_names[index] for new, index in self._types.items() if new.old == name
+        }
+        if len(new_names) > 1:
+            raise UnsupportedFileError(
+                f"code refers to the type {name} in an unexpected place", where=(f"code/{path}",)
+            )
+        return new_names.pop()
 
     def _is_used(self, name: str) -> bool:
         return name in self._new_names.values()
@@ -324,19 +351,12 @@ class _Rewriter:
                 for role in filter(parameters.__contains__, _AFFINE):
                     tensor = state.get(role)
                     if isinstance(tensor, Call) and is_tensor_call(tensor):
-                        state[role] = tensors.setdefault(id(tensor), _fixed(tensor))
+                        state[role] = tensors.setdefault(id(tensor), without_gradient(tensor))
             home, _, name = self._new_names[index].rpartition(".")
             new_objects[key] = Call(
                 Global(home, name), module.value.arguments, None, True, state=state, has_state=True
             )
         return new_objects[id(self.script.pickle.value)]
-
-    def _lost_storages(self, tree: Call) -> set[str]:
-        """Return the records of storages that no tensor refers to any more."""
-        before = {_storage_key(item) for item in self.script.pickle.persistent_ids}
-        after = {_storage_key(item) for item in _references(tree)}
-        names = {f"{self.script.root}data/{key}" for key in before - after}
-        return names & self.script.archive.records.keys()
 
 
 def _frozen_home(old: str) -> tuple[str, str]:
@@ -347,37 +367,6 @@ def _frozen_home(old: str) -> tuple[str, str]:
     )
 
 
-def _children_first(script: ScriptArchive) -> dict[int, ScriptModule]:
-    """Return every module object once, by identity, none before those within it."""
-    modules = {id(module.value): module for module in script.modules}
-    ordered: dict[int, ScriptModule] = {}
-    waiting = [(id(script.pickle.value), False)]
-    while waiting:
-        key, children_are_done = waiting.pop()
-        if key in ordered:
-            continue
-        if children_are_done:
-            ordered[key] = modules[key]
-            continue
-        waiting.append((key, True))
-        waiting += [
-            (id(part), False) for part in modules[key].attributes.values() if id(part) in modules
-        ]
-    return ordered
-
-
-def _follow(value: Call, path: tuple[str, ...]) -> Call | None:
-    """Return the module whose attribute a path from ``self`` ends in; None if it leads nowhere."""
-    if path[0] != "self":
-        return None
-    current: Value = value
-    for attribute in path[1:-1]:
-        if not isinstance(current, Call) or not isinstance(current.state, dict):
-            return None
-        current = current.state.get(attribute)
-    return current if isinstance(current, Call) else None
-
-
 def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:
     start, end = source.file.line_span(source.node)
     return apply_edits(source.file.text, spans, start=start, end=end)
@@ -385,36 +374,3 @@ def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:
 
 def _list_text(names: Iterable[str]) -> bytes:
     return ("[" + "".join(f'"{name}", ' for name in names) + "]").encode()
-
-
-def _fixed(tensor: Call) -> Call:
-    """Return a tensor's call that asks for no gradient; the call itself may be shared."""
-    arguments = list(tensor.arguments)
-    if len(arguments) <= _REQUIRES_GRAD:
-        raise DamagedFileError("a tensor with too few arguments")
-    arguments[_REQUIRES_GRAD] = False
-    return Call(tensor.function, tuple(arguments))
-
-
-def _references(tree: Value) -> Iterable[PersistentId]:
-    waiting, seen = [tree], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, PersistentId):
-            yield value
-        elif isinstance(value, Call):
-            waiting += [*value.arguments, value.state, *value.appended]
-            waiting += [part for item in value.items for part in item]
-        elif isinstance(value, dict):
-            waiting += value.values()
-            waiting += value.keys()
-        elif isinstance(value, (tuple, list)):
-            waiting += value
-
-
-def _storage_key(reference: PersistentId) -> str:
-    value = reference.value
-    return str(value[2]) if isinstance(value, tuple) and len(value) > 2 else ""

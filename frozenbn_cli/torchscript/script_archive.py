@@ -16,10 +16,21 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
-from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
+from frozenbn_cli.torchscript.batch_norm_code import (
+    BatchNormCode,
+    foreign_uses,
+    read_batch_norm_code,
+)
 from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
 
-__all__ = ["ScriptArchive", "ScriptModule", "find_root", "is_tensor_call", "storage_keys"]
+__all__ = [
+    "ScriptArchive",
+    "ScriptModule",
+    "find_root",
+    "is_tensor_call",
+    "module_at",
+    "storage_keys",
+]
 
 _MAX_MODULES = 200_000
 _MAX_DEPTH = 200
@@ -67,6 +78,18 @@ class ScriptModule:
 def is_tensor_call(value: Value) -> bool:
     """Return whether a value would become a tensor."""
     return isinstance(value, Call) and value.function.module == "torch._utils"
+
+
+def module_at(value: Call, path: tuple[str, ...]) -> Call | None:
+    """Return the module whose attribute a path from ``self`` ends in; None if it leads nowhere."""
+    if path[0] != "self":
+        return None
+    current: Value = value
+    for attribute in path[1:-1]:
+        if not isinstance(current, Call) or not isinstance(current.state, dict):
+            return None
+        current = current.state.get(attribute)
+    return current if isinstance(current, Call) else None
 
 
 def storage_keys(value: Value) -> Iterator[str]:
@@ -175,6 +198,19 @@ class ScriptArchive:
         if key not in self._codes:
             self._codes[key] = read_batch_norm_code(module.source, module.attributes)
         return self._codes[key]
+
+    def obstacles_elsewhere(self) -> dict[int, str]:
+        """Return why objects cannot be frozen that are used by the code of others, by identity."""
+        uses: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        obstacles: dict[int, str] = {}
+        for module in self.modules:
+            name = module.source.name
+            if name not in uses:
+                uses[name] = list(foreign_uses(module.source))
+            for path, obstacle in uses[name]:
+                if layer := module_at(module.value, path):
+                    obstacles[id(layer)] = obstacle
+        return obstacles
 
     @property
     def is_scripted(self) -> bool:

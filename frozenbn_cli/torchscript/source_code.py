@@ -27,7 +27,8 @@ _KEYWORDS = ("from", "lambda", "try", "except", "finally", "yield", "async", "aw
 # A letter of two bytes in UTF-8 takes the place of the first two of each keyword.
 _STAND_INS = {keyword: "ǁ" + keyword[2:] for keyword in _KEYWORDS}
 _REAL_NAMES = {stand_in: keyword for keyword, stand_in in _STAND_INS.items()}
-_KEYWORD = re.compile(r"\b(?:" + "|".join(_KEYWORDS) + r")\b")
+# Text in quotes comes first, so that what it says stays as it is.
+_TEXT_OR_KEYWORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:' + "|".join(_KEYWORDS) + r")\b")
 _MANGLE = re.compile(r"\.___torch_mangle_\d+")
 
 
@@ -136,7 +137,7 @@ def _parse(text: bytes) -> ast.Module:
         decoded = text.decode("utf-8")
         if "\r" in decoded or "\f" in decoded or "\0" in decoded:
             raise DamagedFileError("code with control characters")
-        replaced = _KEYWORD.sub(lambda found: _STAND_INS[found[0]], decoded)
+        replaced = _TEXT_OR_KEYWORD.sub(lambda found: _STAND_INS.get(found[0], found[0]), decoded)
         with warnings.catch_warnings():
             # Escapes in strings that Python would write otherwise.
             warnings.simplefilter("ignore")
@@ -191,6 +192,11 @@ class ClassSource:
     def is_module(self) -> bool:
         """Whether it is a module, rather than an interface, a tuple or a plain class."""
         return [base.id for base in self.node.bases if isinstance(base, ast.Name)] == ["Module"]
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether calling it calls functions that belong to its type, before or after."""
+        return bool(self.listed("__forward_hooks__") or self.listed("__forward_pre_hooks__"))
 
     @property
     def restores_itself(self) -> bool:

@@ -18,6 +18,7 @@ from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.wording import counted
 
 __all__ = ["Progress", "verify_contents", "verify_records"]
 
@@ -52,7 +53,7 @@ def verify_contents(
     added = names - expected.keys()
     differences += [Difference(name, "added") for name in sorted(added - set(may_have))]
     total = sum(tensor.size_bytes for tensor in expected.values())
-    detail = f"{len(expected):,} entries, {total:,} bytes"
+    detail = f"{counted(len(expected), 'entry', 'entries')}, {counted(total, 'byte')}"
     if kept := sorted(added & set(may_have)):
         detail += f"; beside them {', '.join(kept[:3])}" + (", …" if len(kept) > 3 else "")
     if all(item.tolerated for item in differences):

@@ -17,6 +17,7 @@ from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
+from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.contents import verify_contents, verify_records
@@ -59,6 +60,8 @@ class VerificationResult:
         live: Why BatchNorm layers of the original were not to be frozen, by name.
         tolerance: Within which values were called equal.
         claims: Contents, layers, model.
+        summaries: The numbers of each layer of the original, by name, where the options ask for
+            them.
         seconds: The time of each stage.
     """
 
@@ -74,6 +77,7 @@ class VerificationResult:
     live: Mapping[str, str]
     tolerance: Tolerance
     claims: tuple[Claim, ...]
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -167,6 +171,7 @@ class _Verification:
             },
             tolerance=self._tolerance,
             claims=(contents, layers, model),
+            summaries=summaries_of(plan) if options.summarize else {},
             seconds=self._seconds,
         )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
 from frozenbn_cli.live_models import first_line
 from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.wording import counted
 
 __all__ = ["Inputs", "candidate_inputs", "dtype_of"]
 
@@ -87,9 +88,9 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     for kind in kinds:
         if kind not in ("Tensor", "List[Tensor]"):
             return f"its forward takes a {kind}; give --inputs"
-    takes = "an input" if len(kinds) == 1 else f"{len(kinds)} inputs"
+    takes = counted(len(kinds), "input")
     if shapes and len(shapes) != len(kinds):
-        return f"its forward takes {takes}; give --input-shape for each"
+        return f"its forward takes {takes}, and {counted(len(shapes), 'shape')} given"
     weight = _first_convolution(model)
     if not shapes and (weight is None or len(kinds) != 1):
         return f"its forward takes {takes} of unknown shape; give --input-shape"

@@ -58,6 +58,7 @@ class VerifyOptions(RunOptions):
         selection: Which layers have to be frozen.
         atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
         rtol: As above.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
     """
 
     key: str | None = None
@@ -65,3 +66,4 @@ class VerifyOptions(RunOptions):
     selection: Selection = field(default_factory=Selection)
     atol: float = 0.0
     rtol: float = 0.0
+    summarize: bool = False

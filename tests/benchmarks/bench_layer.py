@@ -1,10 +1,10 @@
-"""The layer against torchvision's FrozenBatchNorm2d and BatchNorm2d in eval, on ResNet-50's shapes.
+"""The layer beside BatchNorm2d in eval and the frozen layers of others, on ResNet-50's shapes.
 
     python -m tests.benchmarks.bench_layer [--batch 8] [--threads N] [--quick]
 
-The three layers take turns in one run; a ratio is the median over the rounds, above 1 where ours
-is faster. The bars are those of the design. On a busy machine measure with one thread: two wait
-for each other after each operation, and what counts then is the scheduler's time slice.
+The layers take turns in one run; a ratio is the median over the rounds, above 1 where ours
+is faster. The bars are those of the design. One thread unless told otherwise: on a busy machine
+several wait for each other after each operation, and the scheduler's time slice is what counts.
 """
 
 from __future__ import annotations
@@ -17,32 +17,37 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
+from timm.layers import FrozenBatchNormAct2d as TimmFrozenBatchNormAct2d
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli.nn import FrozenBatchNorm2d
+from tests.models import Detectron2FrozenBatchNorm2d
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "ours": FrozenBatchNorm2d,
     "torchvision": TorchvisionFrozenBatchNorm2d,
     "batch norm": nn.BatchNorm2d,
+    "timm": partial(TimmFrozenBatchNormAct2d, apply_act=False),
+    "detectron2": Detectron2FrozenBatchNorm2d,
 }
-OTHERS = ("torchvision", "batch norm")
+OTHERS = ("torchvision", "batch norm", "timm", "detectron2")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Least ratios, for each mode in the order of OTHERS; None where there is no bar.
 MODES: dict[str, tuple[float | None, ...]] = {
-    "forward": (None, 0.95),
-    "forward + backward": (1.2, 1.1),
+    "forward": (None, 0.95, None, None),
+    "forward + backward": (1.2, 1.1, None, None),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Times of the three layers on one shape.
+    """Times of all layers on one shape.
 
     Attributes:
         milliseconds: Median of one pass of each layer, in the order of LAYERS.
@@ -104,7 +109,10 @@ def compare(
     times = [[seconds(measured, repeats) for measured in passes] for _ in range(rounds)]
     return Comparison(
         tuple(1e3 * statistics.median(column) for column in zip(*times, strict=True)),
-        tuple(statistics.median(row[other] / row[0] for row in times) for other in (1, 2)),
+        tuple(
+            statistics.median(row[other] / row[0] for row in times)
+            for other in range(1, len(LAYERS))
+        ),
     )
 
 
@@ -116,27 +124,6 @@ def seconds(measured: Callable[[], object], repeats: int) -> float:
     return (perf_counter() - start) / repeats
 
 
-def saved_bytes(norm_layer: Callable[[int], nn.Module], batch: int) -> int:
-    """Return the bytes that a forward of ResNet-50 in eval saves for backward.
-
-    Each storage counts once. The images are included, parameters and buffers are not.
-    """
-    model = resnet50(norm_layer=norm_layer).eval()
-    kept_anyway = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in kept_anyway:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(torch.randn(batch, 3, 224, 224))
-    del logits  # Kept until here: a storage that is freed could give its address to another one.
-    return sum(saved.values())
-
-
 def print_table(title: str, shapes: Counter[tuple[int, int, int]], rows: list[Comparison]) -> None:
     print(f"\n{title}\n{'':>6} {'shape':<15}", *(f"{name + ' ms':>14}" for name in LAYERS), end="")
     print(*(f"{'/ ' + name:>14}" for name in OTHERS))
@@ -144,7 +131,11 @@ def print_table(title: str, shapes: Counter[tuple[int, int, int]], rows: list[Co
         print(f"{count:>4} x {f'{channels}x{height}x{width}':<15}", end=" ")
         print(*(f"{time:>14.3f}" for time in row.milliseconds), end="")
         print(*(f"{ratio:>14.2f}" for ratio in row.ratios))
-    print(f"{'geometric mean':<67}", *(f"{mean:>14.2f}" for mean in mean_ratios(rows)), sep="")
+    print(
+        f"{'geometric mean':<{24 + 15 * len(LAYERS) - 2}}",
+        *(f"{mean:>14.2f}" for mean in mean_ratios(rows)),
+        sep="",
+    )
 
 
 def mean_ratios(rows: Sequence[Comparison]) -> list[float]:
@@ -157,7 +148,7 @@ def mean_ratios(rows: Sequence[Comparison]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few rounds: rough figures")
     options = parser.parse_args()
 
@@ -179,12 +170,6 @@ def main() -> None:
         for other, ratio, bar in zip(OTHERS, mean_ratios(results[mode]), bars, strict=True):
             verdict = "" if bar is None else f"bar {bar}: {'met' if ratio >= bar else 'MISSED'}"
             print(f"  {mode:<20}{'/ ' + other:<16}{ratio:>6.2f}  {verdict}".rstrip())
-
-    print(
-        "\nSaved for backward by a whole ResNet-50 (with the images, without parameters, buffers)"
-    )
-    for name, norm_layer in LAYERS.items():
-        print(f"  {name:<12}{saved_bytes(norm_layer, options.batch) / 2**20:>10.1f} MiB")
 
 
 if __name__ == "__main__":

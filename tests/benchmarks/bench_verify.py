@@ -1,18 +1,17 @@
 """Measures `frozenbn verify` of ResNet-50 with its model, beside what it cannot do without.
 
-    python -m tests.benchmarks.bench_verify
-
 Bar: within the time of importing torch, building the model twice and running each, plus 1 s.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.bench_inspect import run
+from tests.benchmarks.processes import FROZENBN, in_turns, make_file, print_head, print_row
 
 _MAKE = """
 import sys, torch, torchvision
@@ -25,32 +24,31 @@ with torch.no_grad():
     for _ in range(2):
         torchvision.models.resnet50().eval()(torch.rand(1, 3, 64, 64))
 """
+_BASELINE = "import torch, build and run twice"
 
 
 def main() -> None:
-    """Make the files, measure, and print one table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="3 runs")
+    quick = parser.parse_args().quick
+    print_head("beyond")
     with tempfile.TemporaryDirectory() as folder:
         original, converted = Path(folder, "model.pt"), Path(folder, "model.safetensors")
-        subprocess.run([sys.executable, "-c", _MAKE, original], check=True)
-        frozenbn = (sys.executable, "-m", "frozenbn_cli")
+        make_file(_MAKE, original)
+        files = (str(original), str(converted))
         model = ("--model", "torchvision.models:resnet50")
         subprocess.run(
-            [*frozenbn, "convert", original, "-o", converted, "--no-verify", "-q"], check=True
+            [*FROZENBN, "convert", files[0], "-o", files[1], "--no-verify", "-q"], check=True
         )
         commands = {
-            "import torch, build and run twice": (sys.executable, "-c", _BUILD_AND_RUN),
-            "frozenbn verify --model": (*frozenbn, "verify", original, converted, *model, "-q"),
-            "frozenbn verify": (*frozenbn, "verify", original, converted, "-q"),
+            _BASELINE: (sys.executable, "-c", _BUILD_AND_RUN),
+            "frozenbn verify --model": (*FROZENBN, "verify", *files, *model, "-q"),
+            "frozenbn verify": (*FROZENBN, "verify", *files, "-q"),
         }
-        print(f"{'what':<38}{'seconds':>10}{'spread':>9}{'peak MB':>9}{'beyond':>9}")
-        baseline = 0.0
-        for name, command in commands.items():
-            seconds, peak, spread = run(*map(str, command))
-            baseline = baseline or seconds
-            print(
-                f"{name:<38}{seconds:>10.2f}{spread:>9.2f}{peak / 1e6:>9.0f}"
-                f"{seconds - baseline:>+8.2f} s"
-            )
+        rows = in_turns(commands, runs=3 if quick else 7)
+        for name, row in rows.items():
+            beyond = f"{row.median - rows[_BASELINE].median:+.2f} s"
+            print_row(name, original.stat().st_size, row, beyond)
 
 
 if __name__ == "__main__":

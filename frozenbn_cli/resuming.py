@@ -1,0 +1,80 @@
+"""Tells an output that an earlier run finished from one of another source or other options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
+from frozenbn_cli.conversion import ConvertOptions
+from frozenbn_cli.errors import InputError, UsageError
+from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.outputs import OutputFormat, default_output
+
+__all__ = ["find_existing"]
+
+
+def find_existing(path: Path, output_dir: Path, options: ConvertOptions) -> Path | None:
+    """Return the output of ``path`` if it is there and need not be made again.
+
+    It counts if its own record says that it was made of a source with the same sha256, with the
+    options that decide what it holds, and was verified if that is asked for.
+
+    Args:
+        path: The input.
+        output_dir: Where its output belongs.
+        options: Those of the conversion that is to be spared.
+
+    Returns:
+        None if it is not there, or does not count and may be replaced.
+
+    Raises:
+        InputError: The input cannot be read.
+        UsageError: It is there, does not count, and may not be replaced; says why.
+    """
+    with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
+        to = options.format_of(checkpoint)
+        target = output_dir / default_output(path, to).name
+        if not target.exists():
+            return None
+        record = _record(target)
+        obstacle = _obstacle(record, checkpoint, options, to)
+        if not obstacle:
+            return target
+    if options.force:
+        return None
+    raise UsageError(
+        f"exists already, and does not count: {obstacle}",
+        where=(str(target),),
+        advice="Pass --force to replace it.",
+    )
+
+
+def _record(target: Path) -> ConversionRecord | None:
+    try:
+        with open_checkpoint(target, keep_prefix=True) as written:
+            return ConversionRecord.from_metadata(written.metadata)
+    except InputError:
+        return None
+
+
+def _obstacle(
+    record: ConversionRecord | None,
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    to: OutputFormat,
+) -> str:
+    """Return why a record does not stand for what would be made; empty if it does."""
+    if record is None:
+        return "it is no file that frozenbn wrote"
+    if record.options is None:
+        return "it does not say with which options it was made"
+    wanted = options.deciding(to)
+    if differing := [name for name in wanted if record.options.get(name) != wanted[name]]:
+        return f"it was made with another {differing[0]}"
+    if options.verify and not record.verified:
+        return "it was not verified"
+    if record.source.get("size_bytes") != checkpoint.size_bytes:
+        return "it was made of another source"
+    if record.source.get("sha256") != checkpoint.fingerprint():
+        return "it was made of another source"
+    return ""

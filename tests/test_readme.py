@@ -1,0 +1,107 @@
+"""Every block of code in the README does what it says, in a folder with what it speaks of."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from frozenbn_cli.cli import run
+from tests.archives import script
+from tests.files import save, small_state
+from tests.models import build
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+# These install, start clusters or train, and have tests of their own.
+ELSEWHERE = ("pip install", "torchrun", "dask", "ray", "sbatch", "srun", "tests.benchmarks")
+
+
+def runnable(language: str) -> list[str]:
+    return [
+        text
+        for kind, text in BLOCKS
+        if kind == language and not any(word in text.lower() for word in ELSEWHERE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    model = build(torchvision.models.resnet50)
+    state = model.state_dict()
+    save(folder / "model.pth", state)
+    save(folder / "last.ckpt", {"model": state, "model_ema": state, "epoch": 3})
+    save(folder / "float32.safetensors", model.state_dict())
+    (folder / "my_model.py").write_text("from torchvision.models import resnet50 as build\n")
+    for name in ("a.pth", "b.pth", "zoo/deep/c.pth", "runs/1/last.ckpt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save(folder / name, small_state())
+    script(build(torchvision.models.resnet18), folder / "scripted.pt")
+    return folder
+
+
+def test_blocks_are_found() -> None:
+    assert len(runnable("python")) >= 6
+    assert len(runnable("bash")) >= 2
+    assert {kind for kind, _ in BLOCKS} <= {"python", "bash"}
+
+
+@pytest.mark.parametrize("block", runnable("python"), ids=lambda text: text.splitlines()[-1][:50])
+def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, block: str) -> None:
+    monkeypatch.chdir(folder)
+    if not Path("model.frozen.safetensors").exists():
+        assert run(["convert", "model.pth", "--eps", "1e-5", "--no-verify", "--quiet"]) == 0
+
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def command_lines() -> list[str]:
+    lines = [line for block in runnable("bash") for line in block.splitlines()]
+    return [line.partition("#")[0].strip() for line in lines if line.startswith("frozenbn ")]
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    monkeypatch.chdir(folder)
+    arguments = [name for word in shlex.split(line)[1:] for name in _expanded(word)]
+    _prepare(arguments)
+
+    code = run(arguments)
+
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, "")
+
+
+def _expanded(word: str) -> list[str]:
+    """Return what a shell makes of a word."""
+    return sorted(map(str, Path().glob(word))) or [word]
+
+
+def _prepare(arguments: list[str]) -> None:
+    """Make what a command needs, and clear away what it makes."""
+    if arguments[0] == "convert":
+        for output in (*Path().glob("*.frozen.*"), Path("out.safetensors")):
+            output.unlink(missing_ok=True)
+    if "--include" in arguments and "backbone.*" in arguments:
+        state = torch.load("model.pth", weights_only=True)
+        save(Path("nested.pth"), {f"backbone.{name}": value for name, value in state.items()})
+        arguments[1] = "nested.pth"
+    if arguments[0] == "verify":
+        original, converted = arguments[1:3]
+        to = "torch" if converted.endswith(".pt") else "safetensors"
+        command = ["convert", original, "--eps", "1e-5", "--no-verify", "--quiet", "--force"]
+        assert run([*command, "--to", to, "-o", converted]) == 0
+        if converted.startswith("float16"):
+            with safe_open(converted, framework="pt") as file:
+                metadata = file.metadata()
+            state = {name: tensor.half() for name, tensor in load_file(converted).items()}
+            save_file(state, converted, metadata)
