@@ -240,8 +240,11 @@ def described_by(
     layers = dict(part.layers)
     for name, said in facts.items():
         if name not in lost:
-            _check_eps(name, layers.get(name), said)
-            layers[name] = said
+            in_file = layers.get(name, LayerFacts())
+            _check_eps(name, in_file, said)
+            # A model with live layers may be that of a file which has frozen them since.
+            since = in_file.frozen and said.obstacle is None
+            layers[name] = replace(said, frozen=said.frozen or since)
     return replace(part, layers=layers), fit.problems
 
 
@@ -301,8 +304,8 @@ def _eps_of(layer: Any) -> float | None:
     return float(eps) if isinstance(eps, (int, float)) else None
 
 
-def _check_eps(name: str, in_file: LayerFacts | None, in_model: LayerFacts) -> None:
-    if in_file is None or in_file.eps is None or in_model.eps is None:
+def _check_eps(name: str, in_file: LayerFacts, in_model: LayerFacts) -> None:
+    if in_file.eps is None or in_model.eps is None:
         return
     if in_file.eps != in_model.eps:
         raise UsageError(

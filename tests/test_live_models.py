@@ -193,12 +193,13 @@ class TestModelsThatWork:
     def test_one_that_calls_its_layers_by_keyword(self, tmp_path: Path) -> None:
         class ByKeyword(Wrapped):
             def forward(self, x: Tensor) -> Tensor:
-                return self.net[1](input=self.net[0](x))[:0]
+                y = self.net[1](input=self.net[0](x))
+                return self.net[4](input=self.net[3](y))[:0]
 
         claim = model_claim(tmp_path, ByKeyword)
 
         assert claim.status == "equal"
-        assert "those of the 2 frozen layers are equal" in claim.detail
+        assert "those of 2 of 2 frozen layers are equal" in claim.detail
 
     def test_outputs_that_are_nan_are_told_by_the_layers(self, tmp_path: Path) -> None:
         class Undefined(Wrapped):
@@ -206,6 +207,20 @@ class TestModelsThatWork:
                 return self.net(x) * float("nan")
 
         assert "outputs hold no finite numbers" in model_claim(tmp_path, Undefined).detail
+
+    @pytest.mark.parametrize("factor", [float("nan"), None])
+    def test_what_neither_outputs_nor_layers_show_is_not_verified(
+        self, tmp_path: Path, factor: float | None
+    ) -> None:
+        class Empty(Wrapped):
+            def forward(self, x: Tensor) -> Tensor:
+                return x[:0] if factor is None else self.net(x * factor)
+
+        claim = model_claim(tmp_path, Empty)
+
+        assert claim.status == "not verified"
+        assert "hold no finite numbers" in claim.detail
+        assert "nor do those of its layers" in claim.detail
 
     def test_outputs_in_a_buffer_that_the_next_run_writes_to(self, tmp_path: Path) -> None:
         class Reusing(Wrapped):

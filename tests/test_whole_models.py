@@ -18,7 +18,7 @@ from frozenbn_cli import verify_files as verify_any
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
 from frozenbn_cli.live_models import build
 from frozenbn_cli.model_target import ModelTarget
-from frozenbn_cli.modules import survey_batch_norms
+from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
 from tests.archives import load, torchscript_allowed
@@ -163,6 +163,12 @@ class TestDescribedByAModel:
         with pytest.raises(UsageError, match="share tensors"):
             self.layers(tmp_path, perturb(model), selection=Selection.of(include="1"))
         assert all(item.action == "freeze" for item in self.layers(tmp_path, model).values())
+
+    def test_a_file_that_has_frozen_them_since_counts(self, path: Path) -> None:
+        frozen = save(path.with_name("b.pt"), convert_bn_to_frozen(small()).state_dict())
+
+        with pytest.raises(NothingToFreezeError):
+            convert_file(frozen, options=ConvertOptions(model=small))
 
     def test_inspect_lists_what_does_not_fit(self, path: Path) -> None:
         def larger() -> nn.Module:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import frozenbn_cli
-from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.batch_norm import BatchNorm, Eps
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.torchscript import record_path
-from frozenbn_cli.claims import Claim, Difference, Verdict, verdict
+from frozenbn_cli.claims import Claim, Verdict, verdict
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
@@ -21,7 +21,16 @@ from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.contents import verify_contents, verify_records
-from frozenbn_cli.verification.differences import Tolerance, summary
+from frozenbn_cli.verification.differences import Tolerance
+from frozenbn_cli.verification.freezing import (
+    COUNT,
+    frozen_already,
+    frozen_layers,
+    kept_entries,
+    live_layers,
+    unexpected_layers,
+    with_unexpected,
+)
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.options import VerifyOptions
@@ -31,7 +40,6 @@ from frozenbn_cli.verification.written import WrittenFile, open_part
 __all__ = ["VerificationResult", "verify_files"]
 
 Progress = Callable[[str, int, int], None]
-_COUNT = "num_batches_tracked"
 _NAMED = 3
 
 
@@ -137,7 +145,7 @@ class _Verification:
             with located(str(self._after.path)):
                 converted = self._converted_part()
             written = open_part(self._after, converted)
-            stated = _frozen_layers(converted, self._after.metadata, plan)
+            stated = frozen_layers(converted, self._after.metadata, plan)
             known = {item.layer.name: item.layer for item in plan.layers}
             frozen = {name: eps or known[name].eps for name, eps in stated.items() if name in known}
         with self._timed("contents"):
@@ -188,12 +196,12 @@ class _Verification:
         plan: Plan,
         frozen: Collection[str],
     ) -> Claim:
-        expected = _kept(original, written, frozen)
+        expected = kept_entries(original, written, frozen)
         # TorchScript has no buffers that a state dict would leave out.
         may_have: set[str] = set()
         if self._after.script and not self._before.script:
             may_have = written.names() - expected.keys() - _parameters(self._after.script)
-            may_have -= {f"{name}.{_COUNT}" for name in frozen}
+            may_have -= {f"{name}.{COUNT}" for name in frozen}
         total = sum(tensor.size_bytes for tensor in expected.values())
         with located(str(self._before.path)):
             claim = verify_contents(
@@ -283,15 +291,15 @@ class _Verification:
             stated=eps,
             tolerance=self._tolerance,
         )
-        if unexpected := _unexpected(plan, stated, _live(converted)):
-            return _with_unexpected(claim, unexpected, len(sources))
+        if unexpected := unexpected_layers(plan, stated, live_layers(converted)):
+            return with_unexpected(claim, unexpected, len(sources))
         if silent and claim.status == "equal":
             reason = (
                 f"the converted file does not state the eps of {len(silent):,} of "
                 f"{len(sources):,} layers; with the same eps their outputs are equal"
             )
             return Claim("layers", "not verified", reason, len(sources))
-        if claim.status != "different" and (unknown := _unknown(plan, stated)):
+        if not stated and (unknown := frozen_already(plan)):
             reason = (
                 f"the converted file does not say whether {len(unknown):,} layers are frozen, "
                 f"which the original froze: {_listed(unknown)}"
@@ -329,91 +337,6 @@ class _Verification:
         started = time.perf_counter()
         yield
         self._seconds[stage] = time.perf_counter() - started
-
-
-def _frozen_layers(
-    part: StateDict, metadata: Mapping[str, str], plan: Plan
-) -> dict[str, Eps | None]:
-    """Return the layers that a converted file froze, with the eps that it states.
-
-    By its record or its classes; a file with neither is taken to have frozen the layers whose
-    counts of batches are gone.
-    """
-    record = ConversionRecord.from_metadata(metadata)
-    found: dict[str, Eps | None] = {}
-    if record:
-        # A class in the file counts for more than what its record says.
-        live = _live(part)
-        recorded = record.without_prefix(part.prefix).layers
-        found |= {name: eps for name, eps in recorded.items() if name not in live}
-    for layer in find_batch_norms(part):
-        if layer.frozen_already:
-            found[layer.name] = layer.eps if layer.eps.source == "read" else found.get(layer.name)
-    if found or part.layers:
-        return found
-    return {
-        item.layer.name: None
-        for item in plan.layers
-        if item.action == "freeze"
-        and _COUNT in item.layer.tensors
-        and item.layer.entry_name(_COUNT) not in part.entries
-        and item.layer.entry_name("running_var") in part.entries
-    }
-
-
-def _live(part: StateDict) -> set[str]:
-    """Return the layers that a file's own classes show to be live."""
-    if not part.is_module:
-        return set()
-    return {layer.name for layer in find_batch_norms(part) if not layer.frozen_already}
-
-
-def _kept(
-    original: StateDict, written: WrittenFile, frozen: Collection[str]
-) -> dict[str, StoredTensor]:
-    """Return the entries that have to be there still: all but the counts of frozen layers.
-
-    Such a count may stay, for code that reads it, if it is the same.
-    """
-    names = written.names()
-    return {
-        name: entry
-        for name, entry in original.entries.items()
-        if name in names or not (name.endswith(_COUNT) and name[: -len(_COUNT) - 1] in frozen)
-    }
-
-
-def _unexpected(
-    plan: Plan, stated: Mapping[str, object], live: Collection[str]
-) -> list[Difference]:
-    """Return the layers that should be frozen and are not, and the reverse."""
-    found = []
-    for item in plan.layers:
-        name, shown = item.layer.name, item.layer.name or "the layer"
-        if item.action == "freeze" and name not in stated:
-            found.append(Difference(shown, "a BatchNorm2d that is live in the converted file"))
-        elif item.layer.frozen_already and name in live:
-            found.append(Difference(shown, "frozen in the original, live in the converted file"))
-        elif item.action == "leave" and not item.layer.frozen_already and name in stated:
-            found.append(Difference(shown, f"frozen in the converted file, but {item.reason}"))
-    known = {item.layer.name for item in plan.layers}
-    found += [Difference(name, "no layer of the original") for name in stated if name not in known]
-    return found
-
-
-def _unknown(plan: Plan, stated: Mapping[str, object]) -> list[str]:
-    """Return the layers that are frozen in the original, and maybe in the converted file."""
-    names = (item.layer.name for item in plan.layers if item.layer.frozen_already)
-    return [name for name in names if name not in stated]
-
-
-def _with_unexpected(claim: Claim, unexpected: list[Difference], count: int) -> Claim:
-    """Return the claim on layers with what is wrong beside their outputs."""
-    found = [*(claim.differences if claim.status == "different" else ()), *unexpected]
-    said = summary(found, max(count, len(found)), "layers")
-    if not count:
-        said = f"no layer of the original is frozen in the converted file; {said}"
-    return Claim("layers", "different", said, count, tuple(found))
 
 
 def _parameters(script: ScriptArchive) -> set[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from frozenbn_cli.claims import Claim, Difference
 from frozenbn_cli.errors import FrozenBNError, UsageError
@@ -16,7 +16,6 @@ from frozenbn_cli.live_models import first_line, foreign_code, last_line, script
 from frozenbn_cli.verification.differences import (
     EXACT,
     Tolerance,
-    compare,
     summary,
     tolerated_text,
 )
@@ -30,6 +29,7 @@ from frozenbn_cli.verification.leaves import (
     leaves_of,
 )
 from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
 __all__ = ["Loader", "find_inputs", "verify_model"]
 
@@ -224,7 +224,7 @@ class _Comparison:
 
     def _differences(self, model: Any, in_training: list[str]) -> list[Difference]:
         for name in in_training:
-            _submodule(model, name).training = True
+            submodule(model, name).training = True
         found: list[Difference] = []
         for run in self.runs:
             again = _ran(model, run.inputs)
@@ -294,7 +294,12 @@ class _Comparison:
                 return _not_verified(f"{detail}; give --inputs")
             if begins := self._begins(self.frozen):
                 return Claim("model", "different", begins, count, begins=begins)
-            detail += f"; those of the {len(self.frozen):,} frozen layers are equal"
+            original = _load(self.before)
+            steps = watched(original, self.frozen, partial(_ran, original, self.runs[0].inputs))
+            told_by = {step.name for step in steps if step.output.isfinite().any()}
+            if not told_by:
+                return _not_verified(f"{detail}, nor do those of its layers; give --inputs")
+            detail += f"; those of {len(told_by):,} of {len(self.frozen):,} frozen layers are equal"
         detail += tolerated_text(self._tolerated, self.tolerance, "outputs")
         return Claim("model", "equal", detail, count, tuple(self._tolerated))
 
@@ -318,77 +323,17 @@ class _Comparison:
         if isinstance(before, torch.jit.ScriptModule) or isinstance(after, torch.jit.ScriptModule):
             return None
         for name in in_training:
-            _submodule(after, name).training = True
+            submodule(after, name).training = True
         for run in self.runs:
-            expected = _watched(before, self.frozen, run.inputs)
-            found = _watched(after, self.frozen, run.inputs)
+            expected = watched(before, self.frozen, partial(_ran, before, run.inputs))
+            found = watched(after, self.frozen, partial(_ran, after, run.inputs))
             for place, (first, second) in enumerate(zip(expected, found, strict=False)):
                 which = f"layer {place + 1:,} of {len(expected):,} in running order"
-                if said := _step_difference(first, second, which, self.tolerance):
+                if said := step_difference(first, second, which, self.tolerance):
                     return said
+            if len(expected) != len(found):
+                return f"{len(found):,} layers run instead of {len(expected):,}"
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One layer at work: its name, its input and its output."""
-
-    name: str
-    input: Tensor
-    output: Tensor
-
-
-def _watched(model: nn.Module, names: list[str], inputs: Inputs) -> list[_Step]:
-    """Return what went through the layers of these names, in the order in which they ran."""
-    steps: list[_Step] = []
-
-    def watch(name: str) -> Any:
-        inside: list[Tensor] = []
-
-        def enter(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-            value = arguments[0] if arguments else next(iter(keywords.values()))
-            inside.append(value.detach().clone())
-
-        def leave(_: nn.Module, __: Any, output: Tensor) -> None:
-            # The next layer may work in place.
-            steps.append(_Step(name, inside.pop(), output.detach().clone()))
-
-        layer = _submodule(model, name)
-        return (
-            layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.register_forward_hook(leave),
-        )
-
-    handles = [handle for name in names for handle in watch(name)]
-    try:
-        _ran(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return steps
-
-
-def _step_difference(first: _Step, second: _Step, which: str, tolerance: Tolerance) -> str | None:
-    if first.name != second.name:
-        return f"{second.name} runs where {first.name} did ({which})"
-    if found := _untolerated("its input", first.input, second.input, tolerance):
-        return f"begins before {first.name} ({which}): {found}"
-    if found := _untolerated("its output", first.output, second.output, tolerance):
-        return f"begins in {first.name} ({which}), whose input is equal: {found}"
-    return None
-
-
-def _untolerated(
-    place: str, before: Tensor, after: Tensor, tolerance: Tolerance
-) -> Difference | None:
-    found = compare(place, before, after, tolerance=tolerance, any_nan=True)
-    return found if found and not found.tolerated else None
-
-
-def _submodule(model: Any, name: str) -> Any:
-    for part in filter(None, name.split(".")):
-        model = getattr(model, part)
-    return model
 
 
 def _matter(differences: list[Difference]) -> bool:
