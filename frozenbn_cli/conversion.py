@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
+from frozenbn_cli.conversion_terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
     NothingToFreezeError,
     RefusedError,
@@ -28,7 +27,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.model_target import identity_of_model, name_of_model
+from frozenbn_cli.model_target import name_of_model
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -37,136 +36,19 @@ from frozenbn_cli.outputs import (
     default_output,
 )
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
-from frozenbn_cli.selection import Selection
-from frozenbn_cli.summaries import Summary, summaries_of
+from frozenbn_cli.stages import Progress, Stages
+from frozenbn_cli.summaries import summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.options import RunOptions
 
 if TYPE_CHECKING:
     from frozenbn_cli.scripting import Made
 
-__all__ = ["ConversionResult", "ConvertOptions", "Progress", "convert_file"]
-
-Progress = Callable[[str, int, int], None]
-"""Is told the stage, the bytes or layers done, and the total."""
+__all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 _FROZEN_VERSION = 1  # BatchNorm's is 2: an old layer is told from a frozen one by it.
 _SKIPPED = "skipped by --no-verify"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertOptions(RunOptions):
-    """How to convert.
-
-    Attributes:
-        to: The format of the output; None for TorchScript where the input is, else safetensors.
-        key: Which state dict of a file that holds several, such as ``model_ema``.
-        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
-        eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
-            1e-5.
-        selection: Which layers to freeze.
-        force: Replace an output that exists.
-        force_unhealthy: Freeze also statistics that are broken or were never formed.
-        dry_run: Plan, and write nothing.
-        verify: Check the written file before it gets its name.
-        summarize: Sum up the numbers of each layer, for a report that draws them.
-    """
-
-    to: OutputFormat | None = None
-    key: str | None = None
-    keep_prefix: bool = False
-    eps: float | None = None
-    selection: Selection = field(default_factory=Selection)
-    force: bool = False
-    force_unhealthy: bool = False
-    dry_run: bool = False
-    verify: bool = True
-    summarize: bool = False
-
-    def __post_init__(self) -> None:
-        RunOptions.__post_init__(self)
-        if self.to is not None and self.to not in OUTPUTS:
-            raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
-        if self.eps is not None and not 0 <= self.eps < math.inf:
-            raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
-
-    def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
-        """Return the format that the output of ``checkpoint`` gets."""
-        return self.to or ("torchscript" if checkpoint.script else "safetensors")
-
-    def deciding(self, to: OutputFormat) -> dict[str, Any]:
-        """Return what decides, beside the input, what an output of format ``to`` holds."""
-        document: dict[str, Any] = {
-            "to": to,
-            "key": self.key,
-            "keep_prefix": self.keep_prefix,
-            "eps": self.eps,
-            "include": sorted(set(self.selection.include)),
-            "exclude": sorted(set(self.selection.exclude)),
-            "force_unhealthy": self.force_unhealthy,
-            "model": identity_of_model(self.model),
-        }
-        if to == "torchscript" and self.model is not None:  # It may be traced on these.
-            document["input_shapes"] = [list(shape) for shape in self.input_shapes]
-            document["inputs"] = self.inputs and self.inputs.name
-        return document
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConversionResult:
-    """What a conversion did, or would do.
-
-    Attributes:
-        outcome: ``converted``, ``planned`` in a dry run, ``unhealthy`` where statistics stopped
-            it, ``nothing to freeze``, or ``different`` where the verification failed.
-        input_path: The file that was read.
-        kind: What it holds.
-        container: How it is stored.
-        input_bytes: Its size.
-        input_sha256: None until all of it was read.
-        output_path: Where the result is, or would be.
-        output_format: Of the result.
-        output_bytes: Its size; None where nothing was written.
-        key: Where in the file the state dict stands; empty if it is the whole file.
-        prefix: What was taken off every name, such as ``module.``.
-        entries: The names of all entries of the state dict, without the prefix.
-        left_out: What else the state dict holds, which is no tensor: name and description.
-        beside: What the file holds beside the state dict, such as an optimizer.
-        foreign_names: What unpickling the input would import that a model has no need of, with
-            whether it would also be called.
-        plan: Layers, findings and edits.
-        claims: What was verified.
-        model: The name of the model that the layers were described by; empty if there is none, or
-            the file describes them itself.
-        made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
-            reason; empty for all else.
-        summaries: The numbers of each layer, by name, where the options ask for them.
-        seconds: The time of each stage.
-    """
-
-    outcome: Literal["converted", "planned", "unhealthy", "nothing to freeze", "different"]
-    input_path: Path
-    kind: str
-    container: str
-    input_bytes: int
-    input_sha256: str | None = None
-    output_path: Path
-    output_format: OutputFormat
-    output_bytes: int | None = None
-    key: str
-    prefix: str
-    entries: tuple[str, ...]
-    left_out: Mapping[str, str]
-    beside: Mapping[str, str]
-    foreign_names: Mapping[str, bool]
-    plan: Plan
-    claims: tuple[Claim, ...] = ()
-    model: str = ""
-    made: str = ""
-    summaries: Mapping[str, Summary] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def convert_file(
@@ -228,15 +110,14 @@ class _Conversion:
         self._target = output.target
         self._to = to
         self._options = options
-        self._report = progress or (lambda *_: None)
-        self._seconds: dict[str, float] = {}
+        self._stages = Stages(progress)
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
         self._check_target(self._output)
-        with self._timed("plan"), located(self._place):
+        with self._stages.timed("plan"), located(self._place):
             part = self._described(self._checkpoint.state_dict(self._options.key))
             _refuse_unsupported(part)
             plan = self._plan(part)
@@ -259,7 +140,7 @@ class _Conversion:
             plan=plan,
             model="" if self._checkpoint.script else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
-            seconds=self._seconds,
+            seconds=self._stages.seconds,
         )
         self._refuse(planned)
         if self._options.dry_run:
@@ -334,9 +215,9 @@ class _Conversion:
     ) -> ConversionResult:
         plan = planned.plan
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
-        with self._timed("write"):
+        with self._stages.timed("write"):
             writer, record = self._write(output, kept, part, plan)
-        with self._timed("verify"):
+        with self._stages.timed("verify"):
             claims = self._verify(output.path, kept, part, plan)
         digest = str(record.source["sha256"])
         result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
@@ -367,7 +248,7 @@ class _Conversion:
                 located(self._place),
                 self._begun(file, kept, part, record) as writer,
             ):
-                writer.write_tensors(self._counter("writing", total))
+                writer.write_tensors(self._stages.counter("writing", total))
             output.sync()  # While the hashing goes on; little is left for the commit.
             record = self._record(part, plan, sha256=sha256.result())
         finally:
@@ -451,7 +332,7 @@ class _Conversion:
                     rewriting=self._rewriting,
                 ),
                 self._options,
-                self._counter,
+                self._stages.counter,
             )
         return claims
 
@@ -464,22 +345,6 @@ class _Conversion:
     @property
     def _added(self) -> frozenset[str]:
         return self._made.added if self._made else frozenset()
-
-    def _counter(self, stage: str, total: int) -> Callable[[int], None]:
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            self._report(stage, done, total)
-
-        return count
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[stage] = time.perf_counter() - started
 
 
 def _refuse_unsupported(part: StateDict) -> None:

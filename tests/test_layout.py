@@ -21,6 +21,7 @@ LEVELS = [
     {"batch"},
     {"resuming", "file_results"},
     {"conversion", "inspection"},
+    {"conversion_terms"},
     {"scripting"},
     {"verification"},
     {"summaries"},
@@ -33,7 +34,7 @@ LEVELS = [
     {"torchscript"},
     {"containers"},
     {"pickles", "selection", "worker_pool", "dask_cluster"},
-    {"errors", "importing", "wording"},
+    {"errors", "importing", "stages", "wording"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
+from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
@@ -39,7 +38,6 @@ from frozenbn_cli.verification.written import WrittenFile, open_part
 
 __all__ = ["VerificationResult", "verify_files"]
 
-Progress = Callable[[str, int, int], None]
 _NAMED = 3
 
 
@@ -130,12 +128,11 @@ class _Verification:
         self._after = after
         self._options = options
         self._tolerance = Tolerance(options.atol, options.rtol)
-        self._report = progress or (lambda *_: None)
-        self._seconds: dict[str, float] = {}
+        self._stages = Stages(progress)
 
     def run(self) -> VerificationResult:
         options = self._options
-        with self._timed("plan"):
+        with self._stages.timed("plan"):
             with located(str(self._before.path)):
                 original = self._described(self._before.state_dict(options.key))
                 plan = plan_state_dict(
@@ -148,11 +145,11 @@ class _Verification:
             stated = frozen_layers(converted, self._after.metadata, plan)
             known = {item.layer.name: item.layer for item in plan.layers}
             frozen = {name: eps or known[name].eps for name, eps in stated.items() if name in known}
-        with self._timed("contents"):
+        with self._stages.timed("contents"):
             contents = self._contents(original, converted, written, plan, frozen)
-        with self._timed("layers"):
+        with self._stages.timed("layers"):
             layers = self._layers(written, plan, stated, converted)
-        with self._timed("model"):
+        with self._stages.timed("model"):
             model = self._model(original, converted, written, frozen)
         return VerificationResult(
             original_path=self._before.path,
@@ -172,7 +169,7 @@ class _Verification:
             tolerance=self._tolerance,
             claims=(contents, layers, model),
             summaries=summaries_of(plan) if options.summarize else {},
-            seconds=self._seconds,
+            seconds=self._stages.seconds,
         )
 
     def _described(self, part: StateDict) -> StateDict:
@@ -207,7 +204,7 @@ class _Verification:
             claim = verify_contents(
                 written,
                 expected,
-                self._counter("comparing", total),
+                self._stages.counter("comparing", total),
                 tolerance=self._tolerance,
                 may_have=may_have,
             )
@@ -287,7 +284,7 @@ class _Verification:
         claim = verify_layers(
             written,
             sources,
-            self._counter("running", len(sources)),
+            self._stages.counter("running", len(sources)),
             stated=eps,
             tolerance=self._tolerance,
         )
@@ -321,22 +318,6 @@ class _Verification:
         else:
             after = frozen_loader(blank_loader(self._before, original, options), written, frozen)
         return verify_model(before, after, frozen, options, self._tolerance)
-
-    def _counter(self, stage: str, total: int) -> Callable[[int], None]:
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            self._report(stage, done, total)
-
-        return count
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[stage] = time.perf_counter() - started
 
 
 def _parameters(script: ScriptArchive) -> set[str]:

@@ -1,0 +1,134 @@
+"""What a conversion is asked to do, and what it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from frozenbn_cli.checkpoints import Checkpoint
+from frozenbn_cli.claims import Claim
+from frozenbn_cli.errors import UsageError
+from frozenbn_cli.model_target import identity_of_model
+from frozenbn_cli.outputs import OUTPUTS, OutputFormat
+from frozenbn_cli.plan import Plan
+from frozenbn_cli.selection import Selection
+from frozenbn_cli.summaries import Summary
+from frozenbn_cli.verification.options import RunOptions
+
+__all__ = ["ConversionResult", "ConvertOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions(RunOptions):
+    """How to convert.
+
+    Attributes:
+        to: The format of the output; None for TorchScript where the input is, else safetensors.
+        key: Which state dict of a file that holds several, such as ``model_ema``.
+        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
+        eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
+            1e-5.
+        selection: Which layers to freeze.
+        force: Replace an output that exists.
+        force_unhealthy: Freeze also statistics that are broken or were never formed.
+        dry_run: Plan, and write nothing.
+        verify: Check the written file before it gets its name.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
+    """
+
+    to: OutputFormat | None = None
+    key: str | None = None
+    keep_prefix: bool = False
+    eps: float | None = None
+    selection: Selection = field(default_factory=Selection)
+    force: bool = False
+    force_unhealthy: bool = False
+    dry_run: bool = False
+    verify: bool = True
+    summarize: bool = False
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        if self.to is not None and self.to not in OUTPUTS:
+            raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
+        if self.eps is not None and not 0 <= self.eps < math.inf:
+            raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
+
+    def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
+        """Return the format that the output of ``checkpoint`` gets."""
+        return self.to or ("torchscript" if checkpoint.script else "safetensors")
+
+    def deciding(self, to: OutputFormat) -> dict[str, Any]:
+        """Return what decides, beside the input, what an output of format ``to`` holds."""
+        document: dict[str, Any] = {
+            "to": to,
+            "key": self.key,
+            "keep_prefix": self.keep_prefix,
+            "eps": self.eps,
+            "include": sorted(set(self.selection.include)),
+            "exclude": sorted(set(self.selection.exclude)),
+            "force_unhealthy": self.force_unhealthy,
+            "model": identity_of_model(self.model),
+        }
+        if to == "torchscript" and self.model is not None:  # It may be traced on these.
+            document["input_shapes"] = [list(shape) for shape in self.input_shapes]
+            document["inputs"] = self.inputs and self.inputs.name
+        return document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionResult:
+    """What a conversion did, or would do.
+
+    Attributes:
+        outcome: ``converted``, ``planned`` in a dry run, ``unhealthy`` where statistics stopped
+            it, ``nothing to freeze``, or ``different`` where the verification failed.
+        input_path: The file that was read.
+        kind: What it holds.
+        container: How it is stored.
+        input_bytes: Its size.
+        input_sha256: None until all of it was read.
+        output_path: Where the result is, or would be.
+        output_format: Of the result.
+        output_bytes: Its size; None where nothing was written.
+        key: Where in the file the state dict stands; empty if it is the whole file.
+        prefix: What was taken off every name, such as ``module.``.
+        entries: The names of all entries of the state dict, without the prefix.
+        left_out: What else the state dict holds, which is no tensor: name and description.
+        beside: What the file holds beside the state dict, such as an optimizer.
+        foreign_names: What unpickling the input would import that a model has no need of, with
+            whether it would also be called.
+        plan: Layers, findings and edits.
+        claims: What was verified.
+        model: The name of the model that the layers were described by; empty if there is none, or
+            the file describes them itself.
+        made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
+            reason; empty for all else.
+        summaries: The numbers of each layer, by name, where the options ask for them.
+        seconds: The time of each stage.
+    """
+
+    outcome: Literal["converted", "planned", "unhealthy", "nothing to freeze", "different"]
+    input_path: Path
+    kind: str
+    container: str
+    input_bytes: int
+    input_sha256: str | None = None
+    output_path: Path
+    output_format: OutputFormat
+    output_bytes: int | None = None
+    key: str
+    prefix: str
+    entries: tuple[str, ...]
+    left_out: Mapping[str, str]
+    beside: Mapping[str, str]
+    foreign_names: Mapping[str, bool]
+    plan: Plan
+    claims: tuple[Claim, ...] = ()
+    model: str = ""
+    made: str = ""
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
