@@ -27,7 +27,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.model_target import name_of_model
+from frozenbn_cli.model_target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -160,7 +160,11 @@ class _Conversion:
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the state dict with what the model says of its layers, if there is one."""
-        if self._options.model is None or self._checkpoint.script:
+        if self._options.model is None:
+            return part
+        if self._checkpoint.script:
+            if self._to == "torchscript":
+                raise no_model_wanted()
             return part
         live_models = import_quietly("frozenbn_cli.live_models")
         described, _ = live_models.described_by(self._options.model, part, strict=True)

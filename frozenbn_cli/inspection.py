@@ -15,7 +15,7 @@ from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import located
 from frozenbn_cli.findings import STRUCTURAL
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.model_target import name_of_model
+from frozenbn_cli.model_target import name_of_model, no_model_wanted
 from frozenbn_cli.plan import LayerPlan, Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.summaries import Summary, summaries_of
@@ -93,8 +93,7 @@ class Inspection:
         foreign_names: What unpickling it would import that a model has no need of, with whether
             it would also be called.
         advice: What can be done with a kind that holds no state dict.
-        model: The name of the model that its layers were described by; empty if there is none, or
-            the file describes them itself.
+        model: The name of the model that its layers were described by; empty if there is none.
         seconds: How long it took.
     """
 
@@ -168,7 +167,7 @@ def inspect_file(
             beside=checkpoint.beside,
             foreign_names=checkpoint.foreign_names,
             advice=checkpoint.advice,
-            model="" if checkpoint.script else name_of_model(model),
+            model=name_of_model(model),
             seconds=time.perf_counter() - started,
         )
 
@@ -177,8 +176,10 @@ def _described(
     part: StateDict, checkpoint: Checkpoint, model: Callable[[], Any] | None
 ) -> tuple[StateDict, tuple[str, ...]]:
     """Return a state dict with what a model says of it, and how it does not fit that model."""
-    if model is None or checkpoint.script:
+    if model is None:
         return part, ()
+    if checkpoint.script:
+        raise no_model_wanted()
     live_models = import_quietly("frozenbn_cli.live_models")
     described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(model, part)
     return described

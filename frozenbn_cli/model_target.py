@@ -18,7 +18,7 @@ from typing import Any
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.importing import importable
 
-__all__ = ["ModelTarget", "identity_of_model", "name_of_model"]
+__all__ = ["ModelTarget", "identity_of_model", "name_of_model", "no_model_wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,13 @@ def _module_of_file(path: Path) -> ModuleType:
             raise UsageError(f"{path} cannot be imported ({error})") from error
         raise
     return module
+
+
+def no_model_wanted() -> UsageError:
+    """Return the error for a model beside archives alone, which say themselves what they are."""
+    return UsageError(
+        "a model is given, and a TorchScript archive holds its own", advice="Leave --model out."
+    )
 
 
 def name_of_model(model: object) -> str:

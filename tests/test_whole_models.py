@@ -21,7 +21,7 @@ from frozenbn_cli.model_target import ModelTarget
 from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
-from tests.archives import load, torchscript_allowed
+from tests.archives import load, script, torchscript_allowed
 from tests.files import save
 from tests.models import build as build_cheaply
 from tests.models import perturb, small_cnn
@@ -382,3 +382,17 @@ def test_building_draws_the_same_weights_each_time() -> None:
 
     assert torch.equal(build(target).weight, build(target).weight)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_model_beside_archives_alone_is_refused(tmp_path: Path) -> None:
+    archive = script(small(), tmp_path / "a.pt")
+    output = convert_file(archive).output_path
+
+    for attempt in (
+        lambda: inspect_any(archive, model=small),
+        lambda: convert_file(archive, tmp_path / "b.pt", options=ConvertOptions(model=small)),
+        lambda: verify_any(archive, output, options=VerifyOptions(model=small)),
+    ):
+        with pytest.raises(UsageError, match="a TorchScript archive holds its own"):
+            attempt()
+    assert not (tmp_path / "b.pt").exists()

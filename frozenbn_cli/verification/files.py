@@ -14,6 +14,7 @@ from frozenbn_cli.claims import Claim, Verdict, verdict
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import described_by
 from frozenbn_cli.metadata import ConversionRecord
+from frozenbn_cli.model_target import no_model_wanted
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.summaries import Summary, summaries_of
@@ -174,7 +175,11 @@ class _Verification:
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the original's state dict with what the model says of its layers."""
-        if self._options.model is None or self._before.script:
+        if self._options.model is None:
+            return part
+        if self._before.script:
+            if self._after.script:
+                raise no_model_wanted()
             return part
         return described_by(self._options.model, part, strict=True)[0]
 
