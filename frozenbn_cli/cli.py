@@ -6,60 +6,21 @@ import io
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from frozenbn_cli import __version__, options
-from frozenbn_cli.batch import convert_files
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
-from frozenbn_cli.dask_cluster import dask_executor
-from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
-from frozenbn_cli.file_results import FileResult, exit_code_of
+from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.inspection import Inspection, inspect_file
-from frozenbn_cli.model_files import names_several
-from frozenbn_cli.reports.batch_text import batch_report, file_line
-from frozenbn_cli.reports.batch_view import BatchView
-from frozenbn_cli.reports.console import (
-    ProgressBar,
-    make_console,
-    print_report,
-    printable,
-)
-from frozenbn_cli.reports.documents import (
-    batch_document,
-    conversion_document,
-    error_document,
-    error_fields,
-    inspection_document,
-    to_json,
-    verification_document,
-)
-from frozenbn_cli.reports.inspection_text import inspection_report
-from frozenbn_cli.reports.page import Section
-from frozenbn_cli.reports.report_file import ReportFile
-from frozenbn_cli.reports.sections import (
-    conversion_section,
-    inspection_section,
-    verification_section,
-)
-from frozenbn_cli.reports.terminal import conversion_report
-from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.options import VerifyOptions
 
 __all__ = ["app", "main", "run"]
 
-_UNHEALTHY = _DIFFERENT = 1
 _INTERRUPTED = 130
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -118,44 +79,20 @@ def inspect(
     Nothing in a file is executed, and torch is not imported unless a model is
     named.
     """
-    target = options.parse_model(model, model_arg)
-    report_file = _report_file(report, checkpoints, force=force)
-    found: list[Inspection | FrozenBNError] = []
-    console = make_console(sys.stdout)
-    for path in checkpoints:
-        try:
-            inspection = inspect_file(
-                path,
-                key=key,
-                keep_prefix=keep_prefix,
-                eps=eps,
-                selection=Selection.of(include or (), exclude or ()),
-                model=target,
-                summarize=report_file is not None,
-            )
-        except FrozenBNError as error:
-            found.append(error)
-            if not as_json:
-                _complain(error)
-            continue
-        found.append(inspection)
-        if not as_json and not quiet:
-            with _reader_may_leave():
-                if len(found) > 1:
-                    print_report(console, Text())
-                print_report(console, inspection_report(inspection, console, all_layers=all_layers))
-    document = inspection_document(found)
-    failed = _write_report(
-        report_file, "inspect", [inspection_section(item) for item in found], document
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=checkpoints, force=force)
+    inspect_file = partial(
+        import_quietly("frozenbn_cli.inspection").inspect_file,
+        key=key,
+        keep_prefix=keep_prefix,
+        eps=eps,
+        selection=Selection.of(include or (), exclude or ()),
+        model=options.parse_model(model, model_arg),
+        summarize=sink.has_report,
     )
-    with _reader_may_leave():
-        if as_json:
-            typer.echo(to_json(document))
-        elif not quiet and not failed:
-            _announce(report_file, console)
-    failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
-    unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))
-    raise typer.Exit(max(failed, *failures, _UNHEALTHY if check and unhealthy else 0))
+    command = import_quietly("frozenbn_cli.commands.inspect")
+    raise typer.Exit(
+        command.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check)
+    )
 
 
 @app.command(epilog=options.CONVERT_EXAMPLES)
@@ -197,8 +134,9 @@ def convert(
     run. Of many files, one that fails does not stop the others; the exit code is
     that of the worst.
     """
-    report_file = _report_file(report, [*checkpoints, output], force=force)
-    how = ConvertOptions(
+    others = [*checkpoints, output]
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
+    how = import_quietly("frozenbn_cli.conversion").ConvertOptions(
         to=to.value if to else None,
         key=key,
         keep_prefix=keep_prefix,
@@ -214,7 +152,7 @@ def convert(
         seed=seed,
         runs=runs,
         trust=trust,
-        summarize=report_file is not None,
+        summarize=sink.has_report,
     )
     if output_dir is not None:
         if output is not None:
@@ -222,7 +160,7 @@ def convert(
         if report is not None:
             raise UsageError("--report shows one conversion; --json tells of many")
         what = partial(
-            convert_files,
+            import_quietly("frozenbn_cli.batch").convert_files,
             checkpoints,
             output_dir=output_dir,
             options=how,
@@ -230,83 +168,13 @@ def convert(
             skip_existing=skip_existing,
             jobs=jobs,
         )
-        raise typer.Exit(
-            _convert_many(what, scheduler, all_files=all_layers, as_json=as_json, quiet=quiet)
-        )
+        command = import_quietly("frozenbn_cli.commands.convert_many")
+        raise typer.Exit(command.run(what, scheduler, sink, all_files=all_layers))
     several = recursive or skip_existing or jobs or scheduler or len(checkpoints) > 1
-    if several or names_several(checkpoints[0]):
+    if several or import_quietly("frozenbn_cli.model_files").names_several(checkpoints[0]):
         raise UsageError("several files", expected="--output-dir DIR for the results")
-
-    @_reader_may_leave()
-    def show(result: ConversionResult, error: RefusedError | None = None) -> int:
-        failure = {"error": error_fields(error)} if error else {}
-        document = conversion_document(result) | failure
-        section = conversion_section(result, error)
-        failed = _write_report(report_file, "convert", [section], document)
-        if as_json:
-            typer.echo(to_json(document))
-        elif not quiet:
-            console = make_console(sys.stdout)
-            print_report(console, conversion_report(result, console, all_layers=all_layers))
-            if not failed:
-                _announce(report_file, console)
-        return failed
-
-    try:
-        with ProgressBar(sys.stderr) as progress:
-            result = convert_file(checkpoints[0], output, options=how, progress=progress)
-    except RefusedError as error:
-        if error.result is None:
-            raise
-        failed = show(error.result, error)
-        raise typer.Exit(max(failed, _complain(error))) from error
-    raise typer.Exit(show(result))
-
-
-def _convert_many(
-    convert_with: Callable[..., list[FileResult]],
-    scheduler: str | None,
-    *,
-    all_files: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Convert many files, show what becomes of them, and return the exit code."""
-    console = make_console(sys.stdout)
-    as_lines = not (as_json or quiet or console.is_terminal)
-
-    @_reader_may_leave()
-    def show(result: FileResult) -> None:
-        print_report(console, file_line(result, console))
-
-    def complain(result: FileResult) -> None:
-        if result.error:
-            _complain(result.error, result.traceback)
-
-    started = time.perf_counter()
-    live = None if quiet else make_console(sys.stderr)
-    with BatchView(live, show=show if as_lines else None, complain=complain) as view:
-        try:
-            with dask_executor(scheduler) if scheduler else nullcontext() as executor:
-                convert_with(executor=executor, progress=view)
-        except KeyboardInterrupt:
-            if not view.total:
-                raise
-    seconds = time.perf_counter() - started
-    with _reader_may_leave():
-        if as_json:
-            typer.echo(to_json(batch_document(view.results, total=view.total, seconds=seconds)))
-        elif not quiet:
-            report = batch_report(
-                view.results,
-                console,
-                total=view.total,
-                seconds=seconds,
-                table=not as_lines,
-                all_files=all_files,
-            )
-            print_report(console, report)
-    return _INTERRUPTED if len(view.results) < view.total else exit_code_of(view.results)
+    command = import_quietly("frozenbn_cli.commands.convert")
+    raise typer.Exit(command.run(checkpoints[0], output, how, sink, all_layers=all_layers))
 
 
 @app.command(epilog=options.VERIFY_EXAMPLES)
@@ -337,8 +205,8 @@ def verify(
     tolerance is given; what differs is named and measured. Exits with 0 if
     nothing differs, and 1 if something does.
     """
-    report_file = _report_file(report, [original, converted], force=force)
-    verify_files = import_quietly("frozenbn_cli.verification.files").verify_files
+    others = [original, converted]
+    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
     how = VerifyOptions(
         key=key,
         eps=eps,
@@ -351,52 +219,10 @@ def verify(
         atol=atol,
         rtol=rtol,
         trust=trust,
-        summarize=report_file is not None,
+        summarize=sink.has_report,
     )
-    with ProgressBar(sys.stderr) as progress:
-        result = verify_files(original, converted, options=how, progress=progress)
-    document = verification_document(result)
-    failed = _write_report(report_file, "verify", [verification_section(result)], document)
-    with _reader_may_leave():
-        if as_json:
-            typer.echo(to_json(document))
-        elif not quiet:
-            console = make_console(sys.stdout)
-            print_report(console, verification_report(result, console))
-            if not failed:
-                _announce(report_file, console)
-    raise typer.Exit(max(failed, 0 if result.verdict == "passed" else _DIFFERENT))
-
-
-def _report_file(
-    path: Path | None, others: Sequence[Path | None], *, force: bool
-) -> ReportFile | None:
-    """Return the report that is asked for, if one is; refuse it before any work is done."""
-    if path is None:
-        return None
-    report = ReportFile(path, replace=force)
-    report.check(others)
-    return report
-
-
-def _write_report(
-    report: ReportFile | None,
-    command: Literal["convert", "inspect", "verify"],
-    sections: Sequence[Section],
-    document: dict[str, Any],
-) -> int:
-    """Write the report that was asked for, if one was; return the exit code that this takes."""
-    if report is not None:
-        try:
-            report.write(command, sections, document)
-        except FrozenBNError as error:
-            return _complain(error)
-    return 0
-
-
-def _announce(report: ReportFile | None, console: Console) -> None:
-    if report is not None:
-        print_report(console, Text(f"\n{report.announcement}"))
+    command = import_quietly("frozenbn_cli.commands.verify")
+    raise typer.Exit(command.run(original, converted, how, sink))
 
 
 def main() -> NoReturn:
@@ -446,27 +272,7 @@ def run(arguments: list[str]) -> int:
 
 def _fail(error: FrozenBNError, arguments: list[str]) -> int:
     if "--json" in arguments:
-        with suppress(OutputError), _reader_may_leave():
-            typer.echo(to_json(error_document(arguments[0], error)))
-    return _complain(error)
-
-
-def _complain(error: FrozenBNError, trace: str | None = None) -> int:
-    if os.environ.get("FROZENBN_DEBUG"):
-        sys.stderr.write(traceback.format_exc() if trace is None else trace)
-    with suppress(OSError):
-        make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
-    return error.exit_code
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Go on silently where whoever reads the output has seen enough and closed the pipe."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"standard output: cannot be written ({error.strerror})") from error
+        documents = import_quietly("frozenbn_cli.reports.documents")
+        with suppress(OutputError), reader_may_leave():
+            print_json(documents.error_document(arguments[0], error))
+    return complain(error)

@@ -10,6 +10,7 @@ import pytest
 
 import frozenbn_cli
 from frozenbn_cli import cli
+from frozenbn_cli.commands import convert
 from tests.files import batch_norm, nested, save, small_state
 
 
@@ -249,7 +250,7 @@ class TestExitCodes:
         def crash(*_: object, **__: object) -> None:
             raise ZeroDivisionError("oops")
 
-        monkeypatch.setattr(cli, "convert_file", crash)
+        monkeypatch.setattr(convert, "convert_file", crash)
 
         code, _, err = run_here(capsys, "convert", model)
         assert code == 70
@@ -265,7 +266,7 @@ class TestExitCodes:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "convert_file", interrupt)
+        monkeypatch.setattr(convert, "convert_file", interrupt)
 
         assert run_here(capsys, "convert", model)[0] == 130
 

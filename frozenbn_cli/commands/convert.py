@@ -1,0 +1,48 @@
+"""`frozenbn convert`, of one file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from frozenbn_cli.commands.sink import Sink, complain
+from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.errors import RefusedError
+from frozenbn_cli.reports.console import ProgressBar
+from frozenbn_cli.reports.documents import conversion_document, error_fields
+from frozenbn_cli.reports.sections import conversion_section
+from frozenbn_cli.reports.terminal import conversion_report
+
+__all__ = ["run"]
+
+
+def run(
+    path: Path, output: Path | None, how: ConvertOptions, sink: Sink, *, all_layers: bool
+) -> int:
+    """Convert a file, show what came of it, and return the exit code.
+
+    Args:
+        path: The input.
+        output: Where the result goes; beside the input if None.
+        how: To convert.
+        sink: Where the words go.
+        all_layers: Show every layer.
+    """
+
+    def deliver(result: ConversionResult, error: RefusedError | None = None) -> int:
+        failure = {"error": error_fields(error)} if error else {}
+        return sink.deliver(
+            "convert",
+            conversion_document(result) | failure,
+            sections=lambda: [conversion_section(result, error)],
+            report=lambda console: conversion_report(result, console, all_layers=all_layers),
+        )
+
+    try:
+        with ProgressBar(sys.stderr) as progress:
+            result = convert_file(path, output, options=how, progress=progress)
+    except RefusedError as error:
+        if error.result is None:
+            raise
+        return max(deliver(error.result, error), complain(error))
+    return deliver(result)

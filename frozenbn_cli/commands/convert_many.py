@@ -1,0 +1,71 @@
+"""`frozenbn convert`, of many files."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.dask_cluster import dask_executor
+from frozenbn_cli.file_results import FileResult, exit_code_of
+from frozenbn_cli.reports.batch_text import batch_report, file_line
+from frozenbn_cli.reports.batch_view import BatchView
+from frozenbn_cli.reports.console import make_console
+from frozenbn_cli.reports.documents import batch_document
+
+__all__ = ["run"]
+
+_INTERRUPTED = 130
+
+
+def run(
+    convert_with: Callable[..., list[FileResult]],
+    scheduler: str | None,
+    sink: Sink,
+    *,
+    all_files: bool,
+) -> int:
+    """Convert many files, show what becomes of them, and return the exit code.
+
+    Args:
+        convert_with: Converts them on an ``executor``, and tells a ``progress``.
+        scheduler: The address of a Dask cluster; None for processes of its own.
+        sink: Where the words go.
+        all_files: Show every file at the end.
+    """
+    console = sink.console
+    as_lines = sink.for_people and not console.is_terminal
+
+    def show(result: FileResult) -> None:
+        sink.show(file_line(result, console))
+
+    def complain_of(result: FileResult) -> None:
+        if result.error:
+            complain(result.error, result.traceback)
+
+    started = time.perf_counter()
+    live = None if sink.quiet else make_console(sys.stderr)
+    with BatchView(live, show=show if as_lines else None, complain=complain_of) as view:
+        try:
+            with dask_executor(scheduler) if scheduler else nullcontext() as executor:
+                convert_with(executor=executor, progress=view)
+        except KeyboardInterrupt:
+            if not view.total:
+                raise
+    seconds = time.perf_counter() - started
+    if sink.as_json:
+        with reader_may_leave():
+            print_json(batch_document(view.results, total=view.total, seconds=seconds))
+    else:
+        report = batch_report(
+            view.results,
+            console,
+            total=view.total,
+            seconds=seconds,
+            table=not as_lines,
+            all_files=all_files,
+        )
+        sink.show(report)
+    return _INTERRUPTED if len(view.results) < view.total else exit_code_of(view.results)

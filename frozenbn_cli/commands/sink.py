@@ -1,0 +1,148 @@
+"""Where words go: the result to stdout, for people or for programs; all else to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from frozenbn_cli.errors import FrozenBNError, OutputError
+from frozenbn_cli.reports.console import make_console, print_report, printable
+
+if TYPE_CHECKING:
+    from frozenbn_cli.reports.page import Section
+    from frozenbn_cli.reports.report_file import ReportFile
+
+__all__ = ["Sink", "complain", "print_json", "reader_may_leave"]
+
+
+class Sink:
+    """What a command prints, and the report that it writes into a file.
+
+    Args:
+        as_json: Print one document, and nothing else.
+        quiet: Print nothing.
+        report: Where a report goes, if one is asked for; refused before any work is done.
+        others: The files of the command, which a report never replaces.
+        force: Whether a report replaces one that exists.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        quiet: bool,
+        report: Path | None = None,
+        others: Sequence[Path | None] = (),
+        force: bool = False,
+    ) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.console = make_console(sys.stdout)
+        self._report: ReportFile | None = None
+        if report is not None:
+            from frozenbn_cli.reports.report_file import ReportFile  # noqa: PLC0415  # Costs 10 ms.
+
+            self._report = ReportFile(report, replace=force)
+            self._report.check(others)
+
+    @property
+    def for_people(self) -> bool:
+        """Whether reports are printed."""
+        return not self.as_json and not self.quiet
+
+    @property
+    def has_report(self) -> bool:
+        """Whether a report goes into a file."""
+        return self._report is not None
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print for people, at once."""
+        if self.for_people:
+            with reader_may_leave():
+                for part in parts:
+                    print_report(self.console, part)
+
+    def deliver(
+        self,
+        command: Literal["convert", "inspect", "verify"],
+        document: dict[str, Any],
+        *,
+        sections: Callable[[], Sequence[Section]],
+        report: Callable[[Console], RenderableType] | None = None,
+    ) -> int:
+        """Write the report into its file, and print the result.
+
+        Args:
+            command: Whose result it is.
+            document: For programs.
+            sections: Of the report in a file; made only for one.
+            report: For people, if it was not shown by now.
+
+        Returns:
+            The exit code that a report takes which cannot be written; 0 for all else.
+        """
+        failed = self._write_report(command, document, sections)
+        with reader_may_leave():
+            if self.as_json:
+                print_json(document)
+            elif not self.quiet:
+                if report is not None:
+                    print_report(self.console, report(self.console))
+                if self._report and not failed:
+                    print_report(self.console, Text(f"\n{self._report.announcement}"))
+        return failed
+
+    def _write_report(
+        self,
+        command: Literal["convert", "inspect", "verify"],
+        document: dict[str, Any],
+        sections: Callable[[], Sequence[Section]],
+    ) -> int:
+        if self._report is not None:
+            try:
+                self._report.write(command, sections(), document)
+            except FrozenBNError as error:
+                return complain(error)
+        return 0
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a document for programs."""
+    from frozenbn_cli.reports.documents import to_json  # noqa: PLC0415  # Knows all results.
+
+    sys.stdout.write(to_json(document) + "\n")
+
+
+def complain(error: FrozenBNError, trace: str | None = None) -> int:
+    """Print one line on an error, and return its exit code.
+
+    Args:
+        error: What went wrong.
+        trace: Its traceback, if it was raised elsewhere.
+    """
+    if os.environ.get("FROZENBN_DEBUG"):
+        sys.stderr.write(traceback.format_exc() if trace is None else trace)
+    with suppress(OSError):
+        make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
+    return error.exit_code
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Go on silently where whoever reads the output has seen enough and closed the pipe."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot be written ({error.strerror})") from error

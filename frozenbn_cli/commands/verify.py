@@ -1,0 +1,38 @@
+"""`frozenbn verify`. Imports torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from frozenbn_cli.commands.sink import Sink
+from frozenbn_cli.reports.console import ProgressBar
+from frozenbn_cli.reports.documents import verification_document
+from frozenbn_cli.reports.sections import verification_section
+from frozenbn_cli.reports.verification_text import verification_report
+from frozenbn_cli.verification.files import verify_files
+from frozenbn_cli.verification.options import VerifyOptions
+
+__all__ = ["run"]
+
+_DIFFERENT = 1
+
+
+def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
+    """Verify a file against another, show what was found, and return the exit code.
+
+    Args:
+        original: The file before.
+        converted: The file after.
+        how: To verify.
+        sink: Where the words go.
+    """
+    with ProgressBar(sys.stderr) as progress:
+        result = verify_files(original, converted, options=how, progress=progress)
+    failed = sink.deliver(
+        "verify",
+        verification_document(result),
+        sections=lambda: [verification_section(result)],
+        report=lambda console: verification_report(result, console),
+    )
+    return max(failed, 0 if result.verdict == "passed" else _DIFFERENT)
