@@ -1,6 +1,6 @@
 """Runs all benchmarks, or those that are named, and prints a table for each topic.
 
-    python -m tests.benchmarks [--quick] [layer training inspect convert verify growth]
+    python -m tests.benchmarks [--quick] [layer training inspect convert verify growth many]
 
 Each topic is a process of its own, so that none starts with the memory of another. Everything is
 measured beside its obvious alternative, in turns; the ratios mean something on a busy machine too,
@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 
-TOPICS = ("layer", "training", "inspect", "convert", "verify", "growth")
+TOPICS = ("layer", "training", "inspect", "convert", "verify", "growth", "many")
 
 
 def main() -> None:
