@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ __all__ = ["WrittenFile", "open_part", "open_written", "to_tensor"]
 class WrittenFile(Protocol):
     """A converted file, opened anew."""
 
-    def names(self) -> set[str]:
+    def names(self) -> Set[str]:
         """Return the names of the entries."""
 
     def stated_eps(self) -> Mapping[str, Eps]:
@@ -74,10 +74,12 @@ def open_part(checkpoint: Checkpoint, part: StateDict) -> WrittenFile:
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
+        self._file = file
+        self._names: Set[str] = frozenset(file.keys())  # It lists them anew each time.
 
-    def names(self) -> set[str]:
-        return set(self._file.keys())
+    def names(self) -> Set[str]:
+        return self._names
 
     def stated_eps(self) -> Mapping[str, Eps]:
         return _stated_eps(self._file.metadata() or {})
@@ -94,12 +96,14 @@ class _TorchFile:
         with warnings.catch_warnings():
             # Of sparse and quantised tensors, which are said to be left out elsewhere.
             warnings.simplefilter("ignore")
-            self._entries = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
+            self._entries: dict[str, Tensor] = torch.load(
+                path, weights_only=True, mmap=is_zip, map_location="cpu"
+            )
         with open_checkpoint(path, keep_prefix=True) as checkpoint:
             self._metadata = checkpoint.metadata
 
-    def names(self) -> set[str]:
-        return set(self._entries)
+    def names(self) -> Set[str]:
+        return self._entries.keys()
 
     def stated_eps(self) -> Mapping[str, Eps]:
         return _stated_eps(self._metadata)
@@ -116,8 +120,8 @@ class _Inert:
         self._part = part
         self._metadata = metadata
 
-    def names(self) -> set[str]:
-        return set(self._part.entries)
+    def names(self) -> Set[str]:
+        return self._part.entries.keys()
 
     def stated_eps(self) -> Mapping[str, Eps]:
         record = ConversionRecord.from_metadata(self._metadata)
@@ -151,8 +155,8 @@ class _Unprefixed:
         self._file = file
         self._part = part
 
-    def names(self) -> set[str]:
-        return set(self._part.entries)
+    def names(self) -> Set[str]:
+        return self._part.entries.keys()
 
     def stated_eps(self) -> Mapping[str, Eps]:
         prefix = self._part.prefix

@@ -61,7 +61,7 @@ def _print_rows(
     for name, row in rows.items():
         extra = []
         if first and layers > 10:
-            extra = [f"{1000 * (row.median - first[name].median) / (layers - 10):.2f}"]
+            extra = [f"{1000 * (row.best - first[name].best) / (layers - 10):.2f}"]
         print_row(f"  {name}", path.stat().st_size, row, *extra)
 
 

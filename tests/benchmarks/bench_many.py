@@ -80,11 +80,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="4 files")
     arguments = parser.parse_args()
+    count = 4 if arguments.quick else arguments.files
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "zoo"), Path(folder, "out")
         source.mkdir()
-        subprocess.run([sys.executable, "-c", _MAKE, source, str(arguments.files)], check=True)
+        subprocess.run([sys.executable, "-c", _MAKE, source, str(count)], check=True)
         files = sorted(source.iterdir())
         total = sum(path.stat().st_size for path in files)
         print(f"{len(files)} files, {total / 1e6:,.0f} MB")
