@@ -11,6 +11,7 @@ from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
+from frozenbn_cli.verification import written as written_module
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.written import WrittenFile, open_written
@@ -172,3 +173,19 @@ def test_what_the_library_cannot_read_back_is_refused(tmp_path: Path, output_for
 
     with pytest.raises(VerificationError, match="cannot be read back"):
         open_written(broken, output_format)
+
+
+@pytest.mark.parametrize("output_format", ["safetensors", "torch"])
+def test_a_large_file_is_opened_anew_so_that_its_pages_do_not_pile_up(
+    tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch, output_format
+) -> None:
+    path = tmp_path / ("a.safetensors" if output_format == "safetensors" else "a.pt")
+    save(path, small_state())
+    file = open_written(path, output_format)
+    first = file._window.file  # type: ignore[attr-defined]
+    monkeypatch.setattr(written_module, "_WINDOW_BYTES", 100)
+
+    claim = verify_contents(file, source.entries, lambda _: None)
+
+    assert claim.status == "equal"
+    assert file._window.file is not first  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.outputs import OutputFormat
 
 __all__ = ["WrittenFile", "open_part", "open_written", "to_tensor"]
+
+
+_WINDOW_BYTES = 128 << 20
 
 
 class WrittenFile(Protocol):
@@ -72,45 +76,69 @@ def open_part(checkpoint: Checkpoint, part: StateDict) -> WrittenFile:
     return _Inert(part, checkpoint.metadata)
 
 
+class _Window:
+    """Opens a mapped file anew after so many bytes: pages that were read stay in memory till then.
+
+    Args:
+        open_file: Opens the file.
+    """
+
+    def __init__(self, open_file: Callable[[], Any]) -> None:
+        self._open = open_file
+        self.file = open_file()
+        self._read_bytes = 0
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, which was read from the file."""
+        self._read_bytes += tensor.nbytes
+        if self._read_bytes > _WINDOW_BYTES:
+            self._read_bytes = 0
+            self.file = self._open()
+        return tensor
+
+
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        file: Any = safe_open(path, framework="pt")
-        self._file = file
-        self._names: Set[str] = frozenset(file.keys())  # It lists them anew each time.
+        self._window = _Window(partial(safe_open, path, framework="pt"))
+        # The library lists them anew each time.
+        self._names: Set[str] = frozenset(self._window.file.keys())
 
     def names(self) -> Set[str]:
         return self._names
 
     def stated_eps(self) -> Mapping[str, Eps]:
-        return _stated_eps(self._file.metadata() or {})
+        return _stated_eps(self._window.file.metadata() or {})
 
     def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return self._window.count(self._window.file.get_tensor(name))
 
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\3\4"
-        with warnings.catch_warnings():
-            # Of sparse and quantised tensors, which are said to be left out elsewhere.
-            warnings.simplefilter("ignore")
-            self._entries: dict[str, Tensor] = torch.load(
-                path, weights_only=True, mmap=is_zip, map_location="cpu"
-            )
+            self._is_zip = file.read(4) == b"PK\3\4"
+        self._path = path
+        self._window = _Window(self._load)
         with open_checkpoint(path, keep_prefix=True) as checkpoint:
             self._metadata = checkpoint.metadata
 
     def names(self) -> Set[str]:
-        return self._entries.keys()
+        names: Set[str] = self._window.file.keys()
+        return names
 
     def stated_eps(self) -> Mapping[str, Eps]:
         return _stated_eps(self._metadata)
 
     def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._entries[name].detach()
-        return tensor
+        tensor: Tensor = self._window.file[name].detach()
+        # Of the legacy format all is read at once, and kept.
+        return self._window.count(tensor) if self._is_zip else tensor
+
+    def _load(self) -> Any:
+        with warnings.catch_warnings():
+            # Of sparse and quantised tensors, which are said to be left out elsewhere.
+            warnings.simplefilter("ignore")
+            return torch.load(self._path, weights_only=True, mmap=self._is_zip, map_location="cpu")
 
 
 class _Inert:
