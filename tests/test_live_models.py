@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, verify_files
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.live_models import build, fit_of, foreign_code
+from frozenbn_cli.live_models import BuiltOnce, build, fit_of, foreign_code
 from tests.archives import script
 from tests.files import save
 from tests.models import perturb, small_cnn
@@ -256,3 +256,30 @@ def test_a_model_that_an_archive_does_not_belong_to_is_refused(tmp_path: Path) -
 
     with pytest.raises(UsageError, match="expected a BatchNorm2d that can be frozen"):
         convert_file(path, options=options)
+
+
+class TestBuiltOnce:
+    def test_each_call_gives_a_model_of_its_own(self) -> None:
+        calls: list[int] = []
+
+        def counted() -> nn.Module:
+            calls.append(1)
+            return small()
+
+        once = BuiltOnce(counted)
+        first, second = once(), once()
+
+        assert len(calls) == 1
+        assert first is not second
+        with torch.no_grad():
+            first[0].weight.zero_()
+        assert second[0].weight.any()
+
+    def test_what_cannot_be_copied_is_built_again(self) -> None:
+        class Holding(nn.Linear):
+            def __deepcopy__(self, _: object) -> None:
+                raise RuntimeError("not to be copied")
+
+        once = BuiltOnce(lambda: Holding(2, 2))
+
+        assert torch.equal(once().weight, once().weight)

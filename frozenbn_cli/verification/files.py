@@ -12,7 +12,7 @@ from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, Verdict, verdict
 from frozenbn_cli.errors import UnsupportedFileError, located
-from frozenbn_cli.live_models import described_by
+from frozenbn_cli.live_models import BuiltOnce, described_by
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.model_target import no_model_wanted
 from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
@@ -111,6 +111,8 @@ def verify_files(
         UsageError: The model does not fit the files, or a pattern matches no layer.
     """
     options = options or VerifyOptions()
+    if options.model is not None:
+        options = replace(options, model=BuiltOnce(options.model))
     with open_checkpoint(original) as before, open_checkpoint(converted) as after:
         return _Verification(before, after, options, progress).run()
 
