@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import time
+import types
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +21,7 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from frozenbn_cli import convert_files
 from frozenbn_cli.cli import run
 from tests.archives import script
 from tests.files import save, small_state
@@ -19,7 +29,7 @@ from tests.models import build
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-# These install, start clusters or train, and have tests of their own.
+# These install, measure, or start clusters: the tests below run them in another way.
 ELSEWHERE = ("pip install", "torchrun", "dask", "ray", "sbatch", "srun", "tests.benchmarks")
 
 
@@ -105,3 +115,97 @@ def _prepare(arguments: list[str]) -> None:
                 metadata = file.metadata()
             state = {name: tensor.half() for name, tensor in load_file(converted).items()}
             save_file(state, converted, metadata)
+
+
+# Past one machine
+
+
+def block_with(word: str) -> str:
+    (text,) = (text for _, text in BLOCKS if word in text)
+    return text
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Stands for /data of the README: a zoo of two folders."""
+    for name in ("zoo/first/a.pth", "zoo/second/b.pth"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        save(tmp_path / name, small_state())
+    return tmp_path
+
+
+def shell(text: str, data: Path, **environment: str) -> None:
+    """Run what the README shows, on this machine's data and with this installation's commands."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-ec", text.replace("/data/", f"{data}/")],
+        env={**os.environ, "PATH": path, **environment},
+        check=True,
+    )
+
+
+def test_a_slurm_task_converts_its_folder(data: Path) -> None:
+    shell(block_with("SBATCH"), data, SLURM_ARRAY_TASK_ID="2")
+
+    assert [path.name for path in (data / "frozen").iterdir()] == ["second"]
+    assert (data / "frozen/second/b.frozen.safetensors").exists()
+
+
+def test_an_engine_of_futures_is_an_executor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself is large; what the block asks of it is remote functions with futures."""
+
+    class Reference:
+        def __init__(self, value: Any) -> None:
+            self._value = value
+
+        def future(self) -> concurrent.futures.Future[Any]:
+            future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            future.set_result(self._value)
+            return future
+
+    class Remote:
+        def __init__(self, function: Any) -> None:
+            self._function = function
+
+        def remote(self, *arguments: Any) -> Reference:
+            return Reference(self._function(*arguments))
+
+    names = {
+        "concurrent": concurrent,
+        "ray": types.SimpleNamespace(remote=Remote),
+        "convert_files": convert_files,
+    }
+
+    exec(
+        compile(block_with("ray.remote").replace("/data/", f"{data}/"), "README.md", "exec"), names
+    )
+
+    assert (data / "frozen/first/a.frozen.safetensors").exists()
+    assert (data / "frozen/second/b.frozen.safetensors").exists()
+
+
+def test_a_dask_cluster_converts(data: Path) -> None:
+    found = data / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    where = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(found)]
+    worker, convert = block_with("dask worker").splitlines()
+    with ExitStack() as stack:
+
+        def start(*words: str) -> None:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = stack.enter_context(subprocess.Popen([*dask, *words], **quiet))
+            stack.callback(process.terminate)
+
+        start("scheduler", *where)
+        deadline = time.monotonic() + 20
+        while not found.exists():
+            assert time.monotonic() < deadline, "the scheduler does not start"
+            time.sleep(0.05)
+        address = json.loads(found.read_text())["address"]
+        words = worker.partition("#")[0].replace("tcp://10.0.0.1:8786", address).split()[1:]
+        words[words.index("--nworkers") + 1] = "1"
+        start(*words, "--host", "127.0.0.1", "--local-directory", str(data))
+        shell(convert.replace("tcp://10.0.0.1:8786", address), data)
+
+    assert (data / "frozen/first/a.frozen.safetensors").exists()
+    assert (data / "frozen/second/b.frozen.safetensors").exists()
