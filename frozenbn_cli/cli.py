@@ -16,6 +16,7 @@ from frozenbn_cli import __version__, options
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
 from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError
 from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.option_values import parse_model, parse_shapes
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.options import VerifyOptions
 
@@ -86,7 +87,7 @@ def inspect(
         keep_prefix=keep_prefix,
         eps=eps,
         selection=Selection.of(include or (), exclude or ()),
-        model=options.parse_model(model, model_arg),
+        model=parse_model(model, model_arg),
         summarize=sink.has_report,
     )
     command = import_quietly("frozenbn_cli.commands.inspect")
@@ -146,35 +147,27 @@ def convert(
         force_unhealthy=force_unhealthy,
         dry_run=dry_run,
         verify=not no_verify,
-        model=options.parse_model(model, model_arg),
-        input_shapes=options.parse_shapes(input_shape),
+        model=parse_model(model, model_arg),
+        input_shapes=parse_shapes(input_shape),
         inputs=inputs,
         seed=seed,
         runs=runs,
         trust=trust,
         summarize=sink.has_report,
     )
+    batch = {"recursive": recursive, "skip_existing": skip_existing, "jobs": jobs}
     if output_dir is not None:
         if output is not None:
             raise UsageError("--output and --output-dir are given; one of them says where")
         if report is not None:
             raise UsageError("--report shows one conversion; --json tells of many")
-        what = partial(
-            import_quietly("frozenbn_cli.batch").convert_files,
-            checkpoints,
-            output_dir=output_dir,
-            options=how,
-            recursive=recursive,
-            skip_existing=skip_existing,
-            jobs=jobs,
-        )
-        command = import_quietly("frozenbn_cli.commands.convert_many")
-        raise typer.Exit(command.run(what, scheduler, sink, all_files=all_layers))
-    several = recursive or skip_existing or jobs or scheduler or len(checkpoints) > 1
-    if several or import_quietly("frozenbn_cli.model_files").names_several(checkpoints[0]):
-        raise UsageError("several files", expected="--output-dir DIR for the results")
-    command = import_quietly("frozenbn_cli.commands.convert")
-    raise typer.Exit(command.run(checkpoints[0], output, how, sink, all_layers=all_layers))
+        many = import_quietly("frozenbn_cli.commands.convert_many")
+        convert_with = partial(many.convert_files, checkpoints, output_dir=output_dir, options=how)
+        code = many.run(partial(convert_with, **batch), scheduler, sink, all_files=all_layers)
+        raise typer.Exit(code)
+    one = import_quietly("frozenbn_cli.commands.convert")
+    one.check_alone(checkpoints, *batch.values(), scheduler)
+    raise typer.Exit(one.run(checkpoints[0], output, how, sink, all_layers=all_layers))
 
 
 @app.command(epilog=options.VERIFY_EXAMPLES)
@@ -211,8 +204,8 @@ def verify(
         key=key,
         eps=eps,
         selection=Selection.of(include or (), exclude or ()),
-        model=options.parse_model(model, model_arg),
-        input_shapes=options.parse_shapes(input_shape),
+        model=parse_model(model, model_arg),
+        input_shapes=parse_shapes(input_shape),
         inputs=inputs,
         seed=seed,
         runs=runs,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from frozenbn_cli.errors import UsageError
-from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.option_values import (
+    check_eps,
+    check_model_arguments,
+    check_shapes,
+    check_tolerance,
+)
 from frozenbn_cli.verification.options import MOST_RUNS
 
 __all__ = [
@@ -54,72 +55,12 @@ __all__ = [
     "SkipExisting",
     "To",
     "Trust",
-    "parse_model",
-    "parse_shapes",
 ]
 
 
 def _examples(*commands: str) -> str:
     """Return the foot of a command's help."""
     return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
-
-
-def _check_eps(eps: float | None) -> float | None:
-    if eps is not None and not 0 <= eps < math.inf:
-        raise typer.BadParameter("must be a finite number, 0 or more")
-    return eps
-
-
-def _check_shapes(shapes: list[str] | None) -> list[str] | None:
-    for text in shapes or ():
-        if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
-            raise typer.BadParameter(f"{text!r} is no shape such as 1x3x224x224")
-    return shapes
-
-
-def _check_tolerance(value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter("must be a finite number, 0 or more")
-    return value
-
-
-_PYTHON_WORDS = {"True", "False", "None", "nan", "inf"}
-
-
-def _check_model_arguments(texts: list[str] | None) -> list[str] | None:
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"{text!r} is no NAME=VALUE")
-        if value in _PYTHON_WORDS:
-            raise typer.BadParameter(f"{text!r}: write it in JSON, such as true, false, null")
-    return texts
-
-
-def parse_model(target: str | None, arguments: list[str] | None) -> ModelTarget | None:
-    """Return a model from the text of ``--model`` and ``--model-arg``.
-
-    Raises:
-        UsageError: There are arguments, and no model.
-    """
-    if target is None:
-        if arguments:
-            raise UsageError("--model-arg is given, and no --model")
-        return None
-    pairs = (text.partition("=") for text in arguments or ())
-    return ModelTarget(target, {name: _json_or_text(value) for name, _, value in pairs})
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
-    """Return shapes as numbers, from the text of ``--input-shape``."""
-    return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
 
 
 INSPECT_EXAMPLES = _examples(
@@ -169,7 +110,7 @@ Eps = Annotated[
     float | None,
     typer.Option(
         metavar="NUMBER",
-        callback=_check_eps,
+        callback=check_eps,
         help="The eps of the model's BatchNorm layers, where the file does not hold it. "
         "PyTorch's default, 1e-5, is assumed if not given.",
         show_default=False,
@@ -322,7 +263,7 @@ ModelArg = Annotated[
         help="An argument of the model, its value in JSON: num_classes=10, pretrained=false, "
         'name="resnet18". Repeatable.',
         show_default=False,
-        callback=_check_model_arguments,
+        callback=check_model_arguments,
         rich_help_panel=_MODEL,
     ),
 ]
@@ -333,7 +274,7 @@ InputShape = Annotated[
         help="The shape of the input that the model is run on to verify it, such as 1x3x224x224. "
         "Repeatable, for several inputs. Found from the first convolution if not given.",
         show_default=False,
-        callback=_check_shapes,
+        callback=check_shapes,
         rich_help_panel=_VERIFICATION,
     ),
 ]
@@ -378,7 +319,7 @@ AbsoluteTolerance = Annotated[
     typer.Option(
         "--atol",
         metavar="NUMBER",
-        callback=_check_tolerance,
+        callback=check_tolerance,
         help="Let values differ by this much: |after - before| <= atol + rtol * |before|. 0 asks "
         "for the same bits. For another kernel or dtype 1e-6 is usual in float32, 1e-2 in float16, "
         "1e-1 in bfloat16, 1e-12 in float64.",
@@ -390,7 +331,7 @@ RelativeTolerance = Annotated[
     typer.Option(
         "--rtol",
         metavar="NUMBER",
-        callback=_check_tolerance,
+        callback=check_tolerance,
         help="Let values differ by this part of the original. For another kernel or dtype 1e-5 is "
         "usual in float32, 1e-2 in float16, 5e-2 in bfloat16, 1e-9 in float64.",
         rich_help_panel=_VERIFICATION,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from frozenbn_cli import options
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models import build
 from frozenbn_cli.model_target import ModelTarget, name_of_model
+from frozenbn_cli.option_values import parse_model
 from tests.files import save, small_state
 
 SOURCE = """
@@ -118,7 +118,7 @@ def test_says_what_is_wrong_with_a_target(
 def test_arguments_are_json_or_words() -> None:
     texts = ["classes=10", "aux=false", "name=resnet50.a1", "sizes=[1, 2]", "none=null", 'q="3"']
 
-    target = options.parse_model("a:b", texts)
+    target = parse_model("a:b", texts)
 
     assert target is not None
     assert target.arguments == {
@@ -128,7 +128,7 @@ def test_arguments_are_json_or_words() -> None:
 
 def test_arguments_without_a_model_are_refused() -> None:
     with pytest.raises(UsageError, match="no --model"):
-        options.parse_model(None, ["a=1"])
+        parse_model(None, ["a=1"])
 
 
 def test_names_a_model() -> None:

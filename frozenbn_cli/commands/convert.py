@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from frozenbn_cli.commands.sink import Sink, complain
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
-from frozenbn_cli.errors import RefusedError
+from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.model_files import names_several
 from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import conversion_document, error_fields
 from frozenbn_cli.reports.sections import conversion_section
 from frozenbn_cli.reports.terminal import conversion_report
 
-__all__ = ["run"]
+__all__ = ["check_alone", "run"]
+
+
+def check_alone(paths: Sequence[Path], *batch: object) -> None:
+    """Refuse what needs a folder for its results.
+
+    Args:
+        paths: The inputs.
+        batch: What is only for several files, as far as it is given.
+
+    Raises:
+        UsageError: There are several inputs, or something is meant for several.
+    """
+    if any(batch) or len(paths) > 1 or names_several(paths[0]):
+        raise UsageError("several files", expected="--output-dir DIR for the results")
 
 
 def run(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from frozenbn_cli.batch import convert_files
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
 from frozenbn_cli.dask_cluster import dask_executor
 from frozenbn_cli.file_results import FileResult, exit_code_of
@@ -15,7 +16,7 @@ from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import make_console
 from frozenbn_cli.reports.documents import batch_document
 
-__all__ = ["run"]
+__all__ = ["convert_files", "run"]
 
 _INTERRUPTED = 130
 
