@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 from frozenbn_cli.claims import Claim, verdict
@@ -66,16 +66,10 @@ def conversion_section(result: ConversionResult, error: FrozenBNError | None = N
     ):
         tone, words = "warn", f"{words}, with warnings"
     proven = _status(result.claims, "layers") == "equal"
-    shown = {id(plan) for plan in folded(result.plan, all_layers=False)[0]}
-    layers = tuple(
-        _layer_row(
-            number,
-            plan,
-            summary=result.summaries.get(plan.layer.name),
-            state=_conversion_state(plan, result.outcome, proven),
-            prominent=id(plan) in shown,
-        )
-        for number, plan in enumerate(result.plan.layers, 1)
+    layers = _layer_rows(
+        result.plan,
+        result.summaries,
+        lambda plan: _conversion_state(plan, result.outcome, proven),
     )
     part = Part(
         facts=_layer_facts(result.plan),
@@ -139,16 +133,11 @@ def verification_section(result: VerificationResult) -> Section:
         for item in claim.differences
     }
     proven = _status(result.claims, "layers") == "equal"
-    shown = {id(plan) for plan in folded(result.plan, all_layers=False)[0]}
-    layers = tuple(
-        _layer_row(
-            number,
-            plan,
-            summary=result.summaries.get(plan.layer.name),
-            state=_verified_state(plan, result.frozen, differing, proven),
-            prominent=id(plan) in shown or plan.layer.name in differing,
-        )
-        for number, plan in enumerate(result.plan.layers, 1)
+    layers = _layer_rows(
+        result.plan,
+        result.summaries,
+        lambda plan: _verified_state(plan, result.frozen, differing, proven),
+        prominent=differing,
     )
     part = Part(
         facts=(*_layer_facts(result.plan), f"{counted(len(result.frozen), 'layer')} frozen"),
@@ -249,23 +238,12 @@ def _inspection_verdict(inspection: Inspection) -> Verdict:
 
 
 def _inspected_part(part: InspectedStateDict, heading: str) -> Part:
-    shown = {id(plan) for plan in folded(part.plan, all_layers=False)[0]}
     return Part(
         heading=heading,
         facts=tuple(part_facts(part)),
         findings=tuple(finding_groups(part.plan)),
         notes=tuple(line.plain for line in part_notes(part)),
-        layers=tuple(
-            _layer_row(
-                number,
-                plan,
-                summary=part.summaries.get(plan.layer.name),
-                state=_inspected_state(plan),
-                prominent=id(plan) in shown,
-                statistics=part.statistics.get(plan.layer.name),
-            )
-            for number, plan in enumerate(part.plan.layers, 1)
-        ),
+        layers=_layer_rows(part.plan, part.summaries, _inspected_state, statistics=part.statistics),
     )
 
 
@@ -289,6 +267,30 @@ def _error_section(error: FrozenBNError) -> Section:
 # What all have in common
 
 
+def _layer_rows(
+    plan: Plan,
+    summaries: Mapping[str, Summary],
+    state: Callable[[LayerPlan], tuple[str, Tone]],
+    *,
+    prominent: Container[str] = (),
+    statistics: Mapping[str, Statistics] | None = None,
+) -> tuple[LayerRow, ...]:
+    """Return a row for each layer; prominent are these names, and what a folded table shows."""
+    shown = {id(item) for item in folded(plan, all_layers=False)[0]}
+    statistics = statistics or {}
+    return tuple(
+        _layer_row(
+            number,
+            item,
+            summary=summaries.get(item.layer.name),
+            state=state(item),
+            prominent=id(item) in shown or item.layer.name in prominent,
+            statistics=statistics.get(item.layer.name),
+        )
+        for number, item in enumerate(plan.layers, 1)
+    )
+
+
 def _layer_row(
     number: int,
     plan: LayerPlan,
@@ -296,7 +298,7 @@ def _layer_row(
     summary: Summary | None,
     state: tuple[str, Tone],
     prominent: bool,
-    statistics: Statistics | None = None,
+    statistics: Statistics | None,
 ) -> LayerRow:
     layer = plan.layer
     variance = statistics.variance if statistics else None
