@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
-from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion_terms import ConversionResult, ConvertOptions
@@ -193,11 +192,8 @@ class _Conversion:
 
     def _rewrite(self, script: ScriptArchive, plan: Plan) -> Plan:
         """Find out how the archive changes; return the plan with what that takes."""
-        rewriting = rewrite(script, {item.layer.name for item in plan.frozen})
-        # The record of an earlier conversion gives way to that of this one.
-        dropped = rewriting.dropped | {record_path(script.root)}
-        self._rewriting = replace(rewriting, dropped=dropped)
-        kept = {f"{name}.num_batches_tracked" for name in rewriting.kept_counts}
+        self._rewriting = rewrite(script, {item.layer.name for item in plan.frozen})
+        kept = {f"{name}.num_batches_tracked" for name in self._rewriting.kept_counts}
         return replace(plan, edits=tuple(edit for edit in plan.edits if edit.entry not in kept))
 
     def _refuse(self, planned: ConversionResult) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import frozenbn_cli
 from frozenbn_cli.batch_norm import BatchNorm, Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
-from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.claims import Claim, Verdict, verdict
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import BuiltOnce, described_by
@@ -263,9 +262,7 @@ class _Verification:
             )
         except UnsupportedFileError as error:
             return error.problem
-        # The record of an earlier conversion gives way to that of this one.
-        dropped = rewriting.dropped | {record_path(script.root)}
-        return verify_records(self._after.path, script, replace(rewriting, dropped=dropped))
+        return verify_records(self._after.path, script, rewriting)
 
     def _layers(
         self,
