@@ -224,6 +224,22 @@ def test_checks_records_that_span_the_pieces_of_a_pass(opened: Open) -> None:
         damaged.fingerprint()
 
 
+@pytest.mark.parametrize("piece_bytes", [16, 61, 64, 1000])
+def test_checks_every_record_wherever_the_pieces_of_a_pass_end(
+    piece_bytes: int, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frozenbn_cli.containers.source.CHUNK_BYTES", piece_bytes)
+    extra = {"archive/empty": b"", "archive/one": b"1", "archive/long": bytes(range(256)) * 5}
+    records = {**RECORDS, **extra}
+
+    opened(zip_bytes(records)).fingerprint()
+
+    for name, content in extra.items():
+        damaged = opened(zip_bytes({**records, name: ZipRecord(content, crc32=1)}))
+        with pytest.raises(DamagedFileError, match=f"record {name}: checksum"):
+            damaged.fingerprint()
+
+
 # Claims that are false, each with a part of what is said about it.
 
 FALSE_CLAIMS = {

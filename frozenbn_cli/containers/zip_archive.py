@@ -10,6 +10,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from zlib_ng.zlib_ng import crc32
+
 from frozenbn_cli.containers.source import CHUNK_BYTES, ByteSource, Extent, FileExtent, chunks
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 
@@ -121,7 +123,7 @@ class ZipArchive:
                     found=f"{extent.size_bytes:,}",
                 )
             content = extent.read(0, extent.size_bytes)
-            check_crc32(self.records[name].crc32, zlib.crc32(content))
+            check_crc32(self.records[name].crc32, crc32(content))
         return content
 
     def check(self, name: str) -> None:
@@ -135,7 +137,7 @@ class ZipArchive:
             return
         found = 0
         for chunk in chunks(extent):
-            found = zlib.crc32(chunk, found)
+            found = crc32(chunk, found)
         with located(f"record {name}"):
             check_crc32(record.crc32, found)
 

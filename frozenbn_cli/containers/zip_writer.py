@@ -7,11 +7,12 @@ structures are named in ``zip_archive.py``. The alignment lets `torch.load` map 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from zlib_ng.zlib_ng import crc32
 
 from frozenbn_cli.containers.zip_archive import (
     END,
@@ -80,7 +81,7 @@ class ZipWriter:
     def write(self, chunk: bytes) -> None:
         """Append bytes to the record that has begun."""
         if not self._stated_crc32:
-            self._crc32 = zlib.crc32(chunk, self._crc32)
+            self._crc32 = crc32(chunk, self._crc32)
         self._file.write(chunk)
 
     def drop_last(self) -> None:
