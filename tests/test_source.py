@@ -97,7 +97,11 @@ def test_chunks_are_bounded_and_complete(size_bytes: int, source_of: Sources) ->
     )
 
 
-def test_a_stream_counts_its_positions_from_the_extent(source_of: Sources) -> None:
+@pytest.mark.parametrize("chunk_bytes", [16, CHUNK_BYTES])
+def test_a_stream_counts_its_positions_from_the_extent(
+    chunk_bytes: int, source_of: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frozenbn_cli.containers.source.CHUNK_BYTES", chunk_bytes)
     source = source_of(b"head" + b"line one\nline two\n" + b"tail")
     file = stream(FileExtent(source, 4, 18), 5)
 
@@ -111,8 +115,9 @@ def test_a_stream_counts_its_positions_from_the_extent(source_of: Sources) -> No
     assert file.read(8) == b"line one"
 
 
-def test_a_stream_bounds_its_lines(source_of: Sources) -> None:
-    file = stream_of(source_of(b"a" * (1 << 20)))
+@pytest.mark.parametrize("size_bytes", [10_000, CHUNK_BYTES, CHUNK_BYTES + 1])
+def test_a_stream_bounds_its_lines(size_bytes: int, source_of: Sources) -> None:
+    file = stream_of(source_of(b"a" * size_bytes))
 
     assert len(file.readline()) == 4096
     assert len(file.readline(1 << 40)) == 4096

@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from frozenbn_cli.errors import DamagedFileError, InputError
 
 __all__ = ["CHUNK_BYTES", "ByteSource", "Extent", "FileExtent", "chunks", "stream"]
 
 CHUNK_BYTES = 1 << 20
+
+_MAX_LINE_BYTES = 4096
 
 
 class ByteSource:
@@ -124,14 +126,27 @@ def chunks(extent: Extent, start: int = 0, count: int | None = None) -> Iterator
         yield extent.read(position, min(CHUNK_BYTES, end - position))
 
 
-def stream(extent: Extent, start: int = 0) -> io.BufferedReader:
+def stream(extent: Extent, start: int = 0) -> BinaryIO:
     """Return a buffered file over ``extent`` from ``start``; positions count from its beginning.
 
     Its ``read`` and ``readline`` return no more than there is, so a lying length allocates nothing.
     """
+    if extent.size_bytes <= CHUNK_BYTES:  # Read at once: a pickle takes many reads of few bytes.
+        small = _SmallExtent(extent.read(0, extent.size_bytes))
+        small.seek(start)
+        return small
     raw = _RawExtent(extent)
     raw.seek(start)
     return _BoundedReader(raw, CHUNK_BYTES // 16)
+
+
+def _line_bytes(count: int | None) -> int:
+    return _MAX_LINE_BYTES if count is None or count < 0 else min(count, _MAX_LINE_BYTES)
+
+
+class _SmallExtent(io.BytesIO):
+    def readline(self, count: int | None = -1, /) -> bytes:
+        return super().readline(_line_bytes(count))
 
 
 class _RawExtent(io.RawIOBase):
@@ -167,14 +182,12 @@ class _RawExtent(io.RawIOBase):
 
 class _BoundedReader(io.BufferedReader):
     raw: _RawExtent
-    _MAX_LINE_BYTES = 4096
 
     def read(self, count: int | None = -1, /) -> bytes:
-        if count is not None and 0 <= count <= self._MAX_LINE_BYTES:
+        if count is not None and 0 <= count <= _MAX_LINE_BYTES:
             return super().read(count)
         left = max(self.raw.size_bytes - self.tell(), 0)
         return super().read(left if count is None or count < 0 else min(count, left))
 
     def readline(self, count: int | None = -1, /) -> bytes:
-        bound = self._MAX_LINE_BYTES
-        return super().readline(bound if count is None or count < 0 else min(count, bound))
+        return super().readline(_line_bytes(count))
