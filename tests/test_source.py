@@ -97,11 +97,11 @@ def test_chunks_are_bounded_and_complete(size_bytes: int, source_of: Sources) ->
     )
 
 
-@pytest.mark.parametrize("chunk_bytes", [16, CHUNK_BYTES])
+@pytest.mark.parametrize("small_bytes", [0, CHUNK_BYTES])
 def test_a_stream_counts_its_positions_from_the_extent(
-    chunk_bytes: int, source_of: Sources, monkeypatch: pytest.MonkeyPatch
+    small_bytes: int, source_of: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frozenbn_cli.containers.source.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("frozenbn_cli.containers.source._SMALL_BYTES", small_bytes)
     source = source_of(b"head" + b"line one\nline two\n" + b"tail")
     file = stream(FileExtent(source, 4, 18), 5)
 
@@ -115,9 +115,12 @@ def test_a_stream_counts_its_positions_from_the_extent(
     assert file.read(8) == b"line one"
 
 
-@pytest.mark.parametrize("size_bytes", [10_000, CHUNK_BYTES, CHUNK_BYTES + 1])
-def test_a_stream_bounds_its_lines(size_bytes: int, source_of: Sources) -> None:
-    file = stream_of(source_of(b"a" * size_bytes))
+@pytest.mark.parametrize("small_bytes", [0, CHUNK_BYTES])
+def test_a_stream_bounds_its_lines(
+    small_bytes: int, source_of: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frozenbn_cli.containers.source._SMALL_BYTES", small_bytes)
+    file = stream_of(source_of(b"a" * CHUNK_BYTES))
 
     assert len(file.readline()) == 4096
     assert len(file.readline(1 << 40)) == 4096

@@ -18,6 +18,7 @@ __all__ = ["CHUNK_BYTES", "ByteSource", "Extent", "FileExtent", "chunks", "strea
 CHUNK_BYTES = 1 << 20
 
 _MAX_LINE_BYTES = 4096
+_SMALL_BYTES = 16 << 20  # Beyond every pickle that is a record of its own.
 
 
 class ByteSource:
@@ -131,7 +132,7 @@ def stream(extent: Extent, start: int = 0) -> BinaryIO:
 
     Its ``read`` and ``readline`` return no more than there is, so a lying length allocates nothing.
     """
-    if extent.size_bytes <= CHUNK_BYTES:  # Read at once: a pickle takes many reads of few bytes.
+    if extent.size_bytes <= _SMALL_BYTES:  # Read at once: a pickle takes many reads of few bytes.
         small = _SmallExtent(extent.read(0, extent.size_bytes))
         small.seek(start)
         return small
