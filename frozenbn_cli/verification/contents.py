@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection, Mapping
 from operator import ne
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from frozenbn_cli.checkpoints import StoredTensor
@@ -77,10 +77,10 @@ def _difference(
 def _has_same_bytes(source: StoredTensor, found: Tensor) -> bool:
     """Compare piece by piece, however large the entry is."""
     position = 0
-    flat = found.contiguous().reshape(-1).view(torch.uint8)
+    flat = found.contiguous()
     for chunk in source.chunks():
-        part = flat[position : position + len(chunk)]
-        if not torch.equal(part, torch.frombuffer(bytearray(chunk), dtype=torch.uint8)):
+        # Several times as fast as `torch.equal`.
+        if ctypes.string_at(flat.data_ptr() + position, len(chunk)) != chunk:
             return False
         position += len(chunk)
     return True

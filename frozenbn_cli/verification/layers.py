@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,33 @@ def verify_layers(
         tolerance: Of the outputs.
     """
     stated = written.stated_eps() if stated is None else stated
+    with _one_thread():
+        differences, unrunnable = _differences(written, layers, progress, stated, tolerance)
+    detail = (
+        f"{counted(len(layers), 'layer')} against BatchNorm2d in eval, with gradients and without"
+    )
+    return _claim(differences, unrunnable, len(layers), detail, tolerance)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread: on maps this small others only wait, and use up a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _differences(
+    written: WrittenFile,
+    layers: Mapping[str, BatchNorm],
+    progress: Progress,
+    stated: Mapping[str, Eps],
+    tolerance: Tolerance,
+) -> tuple[list[Difference], str]:
+    """Return the layers that differ, and why one could not be run."""
     differences, unrunnable = [], ""
     for name, source in layers.items():
         shown = name or "the layer"
@@ -55,10 +83,7 @@ def verify_layers(
             continue
         if found:
             differences.append(found)
-    detail = (
-        f"{counted(len(layers), 'layer')} against BatchNorm2d in eval, with gradients and without"
-    )
-    return _claim(differences, unrunnable, len(layers), detail, tolerance)
+    return differences, unrunnable
 
 
 def _claim(
