@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from frozenbn_cli.checkpoints import strided
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.tensors import DTYPES, DType, StoredTensor
 from frozenbn_cli.containers.source import FileExtent
@@ -48,9 +52,11 @@ class Memory:
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.size_bytes = len(content)
+        self.most_read = 0
 
     def read(self, start: int, count: int) -> bytes:
         assert 0 <= start <= start + count <= self.size_bytes
+        self.most_read = max(self.most_read, count)
         return self._content[start : start + count]
 
 
@@ -268,7 +274,7 @@ def test_shares_the_storage_of_tensors_that_share_it(legacy: bool, opened: Open)
 
 
 @st.composite
-def strided(draw: st.DrawFn) -> torch.Tensor:
+def strided_tensors(draw: st.DrawFn) -> torch.Tensor:
     dtype = getattr(torch, draw(st.sampled_from(["float32", "uint8", "float16", "complex128"])))
     shape = draw(st.lists(st.integers(0, 5), max_size=5))
     strides = draw(st.lists(st.integers(0, 9), min_size=len(shape), max_size=len(shape)))
@@ -280,7 +286,7 @@ def strided(draw: st.DrawFn) -> torch.Tensor:
     return torch.as_strided(base, shape, strides, offset)
 
 
-@given(strided())
+@given(strided_tensors())
 def test_gathers_any_view_as_torch_does(tensor: torch.Tensor) -> None:
     assert stored(tensor).read() == tensor_bytes(tensor)
     assert stored(tensor).is_contiguous == tensor.is_contiguous()
@@ -319,14 +325,43 @@ def test_gathers_weights_in_channels_last_a_piece_at_a_time(source_of: Sources) 
     assert b"".join(pieces) == tensor_bytes(weights.permute(0, 3, 1, 2))
 
 
-def test_gathers_rows_that_interleave_as_a_whole(source_of: Sources) -> None:
+@contextmanager
+def windows(chunk_bytes: int, window_bytes: int, gap_bytes: int) -> Iterator[None]:
+    """Gather in smaller pieces than usual."""
+    sizes = {
+        "CHUNK_BYTES": chunk_bytes, "_WINDOW_BYTES": window_bytes, "_GAP_BYTES": gap_bytes
+    }  # fmt: skip
+    with mock.patch.multiple(strided, **sizes):
+        yield
+
+
+@given(strided_tensors(), st.sampled_from([0, 16, 64]), st.sampled_from([16, 32, 128]))
+def test_gathers_any_view_within_its_window(
+    tensor: torch.Tensor, gap_bytes: int, window_bytes: int
+) -> None:
+    view = stored(tensor)
+    if view.is_contiguous:
+        return
+    with windows(16, window_bytes, gap_bytes):
+        pieces = list(view.chunks())
+
+    assert b"".join(pieces) == tensor_bytes(tensor)
+    assert max(map(len, pieces)) <= window_bytes
+    assert isinstance(view.storage, Memory)
+    assert view.storage.most_read <= window_bytes
+
+
+@pytest.mark.parametrize("gap_bytes", [0, 1 << 20], ids=["column_by_column", "columns_together"])
+def test_gathers_rows_that_interleave_some_at_a_time(gap_bytes: int) -> None:
     matrix = torch.arange(400_000, dtype=torch.int32).reshape(800, 500)
-    source = source_of(tensor_bytes(matrix))
-    extent = FileExtent(source, 0, source.size_bytes)
+    view = stored(matrix.t())
 
-    (piece,) = StoredTensor(DTYPES["int32"], (500, 800), (1, 500), 0, extent).chunks()
+    with windows(1000, 100_000, gap_bytes):
+        pieces = list(view.chunks())
 
-    assert piece == tensor_bytes(matrix.t())
+    # Rows of 3,200 bytes.
+    assert {len(piece) for piece in pieces[:-1]} == {99_200}
+    assert b"".join(pieces) == tensor_bytes(matrix.t())
 
 
 # What is no tensor

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from frozenbn_cli.containers.source import CHUNK_BYTES, Extent, chunks
+from frozenbn_cli.checkpoints.strided import gather
+from frozenbn_cli.containers.source import Extent, chunks
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Value, describe
 
@@ -24,7 +23,6 @@ __all__ = [
 
 _MAX_EXPANDED_BYTES = 256 << 20
 _MAX_DIMENSIONS = 64  # As in PyTorch.
-_MAX_RUNS = 4_000_000  # Each is a step in Python; a transposed matrix has as many as columns.
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,32 +202,12 @@ class StoredTensor:
         Raises:
             UnsupportedFileError: The elements lie scattered beyond reason.
         """
-        start = self.offset * self.dtype.item_bytes
-        if self.is_contiguous and not self.conjugate:
-            yield from chunks(self.storage, start, self.size_bytes)
+        item_bytes = self.dtype.item_bytes
+        if self.is_contiguous and not (self.conjugate and self.elements):
+            yield from chunks(self.storage, self.offset * item_bytes, self.size_bytes)
             return
-        _check_runs(_merged(self.shape, self.strides))
-        for part in self._parts():
-            start = part.offset * self.dtype.item_bytes
-            stored = self.storage.read(start, part._span * self.dtype.item_bytes)
-            gathered = _gather(stored, part.shape, self.strides, self.dtype.item_bytes)
-            yield _conjugated(gathered, self.dtype) if self.conjugate else bytes(gathered)
-
-    def _parts(self) -> Iterator[StoredTensor]:
-        """Yield views of as many rows as fit in a piece; one of all rows where they interleave.
-
-        A convolution's weights in channels_last are thus gathered a few at a time, and a transposed
-        matrix as a whole.
-        """
-        rows, step = (self.shape[0], self.strides[0]) if self.shape else (1, 0)
-        row = replace(self, shape=(1, *self.shape[1:])) if rows > 1 else self
-        at_once = max(CHUNK_BYTES // max(row.size_bytes, 1), 1) if step >= row._span else rows
-        for first in range(0, rows, max(at_once, 1)):
-            yield replace(
-                self,
-                shape=(min(at_once, rows - first), *self.shape[1:]) if self.shape else (),
-                offset=self.offset + first * step,
-            )
+        for part in gather(self.storage, self.offset, self.shape, self.strides, item_bytes):
+            yield _conjugated(part, self.dtype) if self.conjugate else bytes(part)
 
     def read(self) -> bytes:
         """Return the elements in row-major order, little-endian."""
@@ -272,56 +250,7 @@ _LETTERS = {
     "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B",
 }  # fmt: skip
 
-_WORDS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _SIGN_FLIPPED = bytes(byte ^ 0x80 for byte in range(256))
-
-
-def _gather(
-    stored: bytes, shape: Sequence[int], strides: Sequence[int], item_bytes: int
-) -> bytearray:
-    """Return the elements of a strided view in row-major order."""
-    if item_bytes == 16:
-        # Two words each, since no machine word is as wide.
-        shape, strides, item_bytes = (*shape, 2), (*(2 * step for step in strides), 1), 8
-    axes = _merged(shape, strides)
-    word = _WORDS[item_bytes]
-    source = memoryview(stored).cast(word)
-    gathered = bytearray(math.prod(shape) * item_bytes)
-    target = memoryview(gathered).cast(word)
-    # The longest axis is copied by slices, the others are walked.
-    axes.sort(key=_length)
-    count, step, target_step = axes.pop()
-    for place in itertools.product(*(range(size) for size, _, _ in axes)):
-        start = sum(at * axis[1] for at, axis in zip(place, axes, strict=True))
-        begin = sum(at * axis[2] for at, axis in zip(place, axes, strict=True))
-        run = source[start : start + (count - 1) * step + 1 : max(step, 1)]
-        if not step:
-            run = memoryview(bytes(run) * count).cast(word)
-        target[begin : begin + (count - 1) * target_step + 1 : target_step] = run
-    return gathered
-
-
-def _length(axis: tuple[int, int, int]) -> int:
-    return axis[0] if axis[1] else 0
-
-
-def _check_runs(axes: list[tuple[int, int, int]]) -> None:
-    longest = max(axes, key=_length)
-    if math.prod(size for size, _, _ in axes) > _MAX_RUNS * longest[0]:
-        raise UnsupportedFileError(f"a tensor in more than {_MAX_RUNS:,} runs of bytes")
-
-
-def _merged(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return (size, stride, row-major stride) of each axis, neighbours that run on made one."""
-    axes: list[tuple[int, int, int]] = []
-    row_major = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if axes and axes[-1][0] * axes[-1][1] == stride and size != 1:
-            axes[-1] = (axes[-1][0] * size, *axes[-1][1:])
-        elif size != 1:
-            axes.append((size, stride, row_major))
-        row_major *= size
-    return axes or [(1, 1, 1)]
 
 
 def _conjugated(elements: bytearray, dtype: DType) -> bytes:
