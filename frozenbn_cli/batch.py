@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+import frozenbn_cli
 from frozenbn_cli.containers.atomic_output import marked, remove_marked
 from frozenbn_cli.conversion import ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
@@ -45,6 +46,7 @@ class Job:
         skip_existing: Whether an output that is there, of the same source and options, counts.
         was_there: Whether there was anything under the output's name before the work began.
         mark: Of the temporary files of this run.
+        version: Of frozenbn; a worker with another might convert otherwise.
     """
 
     file: ModelFile
@@ -52,6 +54,7 @@ class Job:
     skip_existing: bool
     was_there: bool
     mark: str
+    version: str = frozenbn_cli.__version__
 
 
 def convert_files(
@@ -79,7 +82,7 @@ def convert_files(
             options, as done.
         jobs: How many worker processes; one for each core, 8 at most, if None.
         executor: Where to convert instead, such as that of a cluster, all of whose workers see the
-            paths and have the same version of frozenbn. It is not shut down.
+            paths and have the same version of frozenbn, which is checked. It is not shut down.
         progress: Is told each file whose state has changed.
 
     Returns:
@@ -130,6 +133,7 @@ def convert_one(job: Job) -> FileResult:
     trace = ""
     summary = None
     try:
+        _check_version(job)
         found = _convert_or_find(job)
         return replace(found, seconds=time.perf_counter() - started)
     except RefusedError as refused:
@@ -155,6 +159,17 @@ def convert_one(job: Job) -> FileResult:
         seconds=time.perf_counter() - started,
         traceback=trace,
     )
+
+
+def _check_version(job: Job) -> None:
+    if job.version != frozenbn_cli.__version__:
+        raise OutputError(
+            "the worker's frozenbn",
+            where=(str(job.file.path),),
+            expected=f"version {job.version}",
+            found=frozenbn_cli.__version__,
+            advice="Install the same version for all workers.",
+        )
 
 
 def _convert_or_find(job: Job) -> FileResult:

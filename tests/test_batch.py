@@ -403,10 +403,26 @@ def test_the_mark_does_not_outlive_the_work(zoo: Path, tmp_path: Path) -> None:
     assert outside.exists()
 
 
-def test_convert_one_never_raises(tmp_path: Path) -> None:
-    job = frozenbn_cli.batch.Job(
-        file=frozenbn_cli.batch.ModelFile(tmp_path / "a.pt", tmp_path),
-        options=ConvertOptions(), skip_existing=True, was_there=False, mark="0",
+def job_of(path: Path) -> frozenbn_cli.batch.Job:
+    return frozenbn_cli.batch.Job(
+        file=frozenbn_cli.batch.ModelFile(path, path.parent / "out"),
+        options=ConvertOptions(verify=False), skip_existing=True, was_there=False, mark="0",
     )  # fmt: skip
 
-    assert convert_one(job).exit_code == 3
+
+def test_convert_one_never_raises(tmp_path: Path) -> None:
+    assert convert_one(job_of(tmp_path / "missing.pt")).exit_code == 3
+
+
+def test_a_worker_of_another_version_converts_nothing(zoo: Path) -> None:
+    job = job_of(zoo / "good.pt")
+
+    refused = convert_one(replace(job, version="0.0.9"))
+
+    assert str(refused.error) == (
+        f"{job.file.path}: the worker's frozenbn: expected version 0.0.9, found "
+        f"{frozenbn_cli.__version__}. Install the same version for all workers."
+    )
+    assert refused.exit_code == 4
+    assert not job.file.output_dir.exists()
+    assert convert_one(job).state == "done"
