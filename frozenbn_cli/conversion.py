@@ -215,8 +215,7 @@ class _Conversion:
     ) -> ConversionResult:
         plan = planned.plan
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
-        with self._stages.timed("write"):
-            writer, record = self._write(output, kept, part, plan)
+        writer, record = self._write(output, kept, part, plan)
         with self._stages.timed("verify"):
             claims = self._verify(output.path, kept, part, plan)
         digest = str(record.source["sha256"])
@@ -237,24 +236,30 @@ class _Conversion:
         part: StateDict,
         plan: Plan,
     ) -> tuple[Output, ConversionRecord]:
-        """Write the whole file but for the claims; hash and check the input meanwhile."""
-        hashing = ThreadPoolExecutor(1)
+        """Write the whole file, to the disk, but for the claims; hash the input meanwhile."""
+        pool = ThreadPoolExecutor(2)
         try:
-            sha256 = hashing.submit(self._checkpoint.fingerprint)
+            sha256 = pool.submit(self._checkpoint.fingerprint)
             record = self._record(part, plan, sha256="0" * 64)
             total = sum(tensor.size_bytes for tensor in kept.values())
             with (
+                self._stages.timed("write"),
                 output.writing() as file,
                 located(self._place),
                 self._begun(file, kept, part, record) as writer,
             ):
                 writer.write_tensors(self._stages.counter("writing", total))
-            output.sync()  # While the hashing goes on; little is left for the commit.
-            record = self._record(part, plan, sha256=sha256.result())
+            syncing = pool.submit(output.sync)
+            if self._options.verify:
+                with self._stages.timed("verify"):  # Any earlier, importing torch slows writing.
+                    import_quietly("frozenbn_cli.verification.output")
+            with self._stages.timed("write"):
+                syncing.result()
+                record = self._record(part, plan, sha256=sha256.result())
+                with output.writing():
+                    writer.finish(replace(record, verified=()))
         finally:
-            hashing.shutdown(wait=False)
-        with output.writing():
-            writer.finish(replace(record, verified=()))
+            pool.shutdown(wait=False)
         return writer, record
 
     @contextmanager

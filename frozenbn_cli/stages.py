@@ -28,10 +28,10 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Measure what is done within."""
+        """Measure what is done within; a stage may go on later."""
         started = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def counter(self, stage: str, total: int) -> Callable[[int], None]:
         """Return what is told how much more of a stage is done."""
