@@ -531,6 +531,7 @@ class TestOtherKinds:
         (tmp_path / "a.pth").write_bytes(head)
 
         assert likeness(head).startswith(looks)
+        assert all(likeness(head[:size]) for size in range(len(head)))
         with pytest.raises(UnsupportedFileError, match="expected a file that PyTorch") as caught:
             inspect_file(tmp_path / "a.pth")
         assert caught.value.exit_code == 3

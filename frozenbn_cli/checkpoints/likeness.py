@@ -34,10 +34,11 @@ def likeness(head: bytes) -> str:
         return "a tar archive (unpack it first, or save the model with PyTorch 0.1.10 or newer)"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
-    # Protobuf: ir_version (field 1, a small number), then producer_name (field 2, text).
-    if head[:1] == b"\x08" and head[2:3] == b"\x12" and head[4 : 4 + head[3]].isascii():
+    # ir_version (field 1, a small number), then producer_name (field 2, text of a stated length).
+    is_protobuf = head[:1] == b"\x08"
+    if is_protobuf and head[2:3] == b"\x12" and head[4 : 4 + sum(head[3:4])].isascii():
         return "an ONNX model"
-    if head[:1] == b"\x08" or head[:2] in (b"\x0a\x1b", b"\x0a\x1c"):
+    if is_protobuf or head[:2] in (b"\x0a\x1b", b"\x0a\x1c"):
         return "a protocol buffer, such as a TensorFlow model"
     if head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5:
         return "a bare pickle, which `torch.save` does not write"
