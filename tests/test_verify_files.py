@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from frozenbn_cli.modules import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
 from tests.archives import load, rewrite_records, script, trace
-from tests.files import State, save
+from tests.files import State, save, small_state
 from tests.models import perturb, small_cnn
 
 IMAGE = torch.rand(1, 3, 16, 16)
@@ -72,6 +73,24 @@ class TestEqual:
         assert statuses(result) == ALL_EQUAL
         assert result.frozen.keys() == {"1", "4"}
         assert claim(result, "model").detail.startswith("outputs on 1x3x64x64 of float32")
+
+    def test_conjugates_are_compared_by_value_not_by_memory(self, tmp_path: Path) -> None:
+        state = small_state()
+        number = torch.tensor([3 + 4j, 1 - 2j])
+        stored = {"plain": number, "lazy": number.conj(), "made": number.conj().resolve_conj()}
+        paths = {
+            name: save(tmp_path / f"{name}.pt", {**state, "number": value})
+            for name, value in stored.items()
+        }
+
+        equal = {
+            (before, after)
+            for before, after in itertools.product(paths, repeat=2)
+            if claim(verify(paths[before], paths[after], None), "contents").status == "equal"
+        }
+
+        alike = {"lazy", "made"}
+        assert equal == {("plain", "plain"), *itertools.product(alike, repeat=2)}
 
     def test_what_cannot_be_checked_is_not_called_equal(
         self, original: Path, converted: Path

@@ -77,10 +77,10 @@ def _difference(
 def _has_same_bytes(source: StoredTensor, found: Tensor) -> bool:
     """Compare piece by piece, however large the entry is."""
     position = 0
-    flat = found.contiguous()
+    memory = found.resolve_conj().resolve_neg().contiguous()
     for chunk in source.chunks():
         # Several times as fast as `torch.equal`.
-        if ctypes.string_at(flat.data_ptr() + position, len(chunk)) != chunk:
+        if ctypes.string_at(memory.data_ptr() + position, len(chunk)) != chunk:
             return False
         position += len(chunk)
     return True
