@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import struct
 import zipfile
@@ -471,3 +472,24 @@ def test_reads_a_long_tensor_that_compresses_well(opened: Open) -> None:
 
     assert sum(len(chunk) for chunk in entry.chunks()) == size_bytes
     assert zlib.crc32(entry.read()) == zlib.crc32(bytes(size_bytes))
+
+
+class FollowedByMore(ZipRecord):
+    """A compressed record that holds more than its compressed bytes."""
+
+    @property
+    def stored(self) -> bytes:
+        return super().stored + bytes(100)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 64, 2048])
+def test_rejects_compressed_bytes_that_end_before_the_record(
+    piece_bytes: int, source_of: Sources
+) -> None:
+    content = random.Random(0).randbytes(1000) * 2
+    record = FollowedByMore(content, DEFLATED, size_bytes=2048)
+    extent = ZipArchive(source_of(zip_bytes({"a": record}))).extent("a")
+
+    assert extent.read(0, 2000) == content
+    with pytest.raises(DamagedFileError, match=r"record a: .*end early.*found 2,000"):
+        list(map(extent.read, range(0, 2048, piece_bytes), itertools.repeat(piece_bytes)))

@@ -323,7 +323,9 @@ class _Inflated:
             return b"".join(parts)
 
     def _inflate(self, at_most: int) -> bytes:
-        given = self._inflater.unconsumed_tail or next(self._input, b"")
+        given = b""
+        if not self._inflater.eof:  # What follows the end stays unconsumed for good.
+            given = self._inflater.unconsumed_tail or next(self._input, b"")
         try:
             inflated = self._inflater.decompress(given, at_most)
         except zlib.error as error:
