@@ -4,7 +4,7 @@
 
 Each topic is a process of its own, so that none starts with the memory of another. Everything is
 measured beside its obvious alternative, in turns; the ratios mean something on a busy machine too,
-the seconds less so. Takes about 20 minutes and 5 GB of disk, and 5 minutes with --quick.
+the seconds less so. Takes about 20 minutes and 6 GB of disk, and 5 minutes with --quick.
 """
 
 from __future__ import annotations
