@@ -1,6 +1,7 @@
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
+from frozenbn_cli.verification import contents as contents_module
 from frozenbn_cli.verification import written as written_module
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.layers import verify_layers
@@ -175,6 +177,39 @@ def test_what_the_library_cannot_read_back_is_refused(tmp_path: Path, output_for
         open_written(broken, output_format)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_transposed", "mapped"),
+    [("a.safetensors", False, 4), ("a.pt", False, 4), ("a.pt", True, 1)],
+)
+def test_a_large_entry_is_mapped_anew_for_each_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_transposed: bool, mapped: int
+) -> None:
+    weight = torch.randn(900, 1000)
+    changed = weight.clone()
+    changed[-1, -1] += 1
+    monkeypatch.setattr(contents_module, "WINDOW_BYTES", 1 << 20)
+
+    def claim_and_reads(matrix: torch.Tensor) -> tuple[Claim, int]:
+        file = open_written(
+            save(tmp_path / name, {"a": matrix.t() if is_transposed else matrix}),
+            "torch" if name == "a.pt" else "safetensors",
+        )
+        reads = mock.Mock(wraps=file.tensor)
+        monkeypatch.setattr(file, "tensor", reads)
+        with open_checkpoint(source) as checkpoint:
+            claim = verify_contents(file, checkpoint.entries, lambda _: None)
+        return claim, reads.call_count
+
+    source = save(tmp_path / "source.pt", {"a": weight.t() if is_transposed else weight})
+    equal, reads = claim_and_reads(weight)
+    different, _ = claim_and_reads(changed)
+
+    assert (equal.status, reads) == ("equal", mapped)
+    assert different.status == "different"
+    assert different.differences[0].measure
+    assert different.differences[0].measure.differing == 1
+
+
 @pytest.mark.parametrize("output_format", ["safetensors", "torch"])
 def test_a_large_file_is_opened_anew_so_that_its_pages_do_not_pile_up(
     tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch, output_format
@@ -183,7 +218,7 @@ def test_a_large_file_is_opened_anew_so_that_its_pages_do_not_pile_up(
     save(path, small_state())
     file = open_written(path, output_format)
     first = file._window.file  # type: ignore[attr-defined]
-    monkeypatch.setattr(written_module, "_WINDOW_BYTES", 100)
+    monkeypatch.setattr(written_module, "WINDOW_BYTES", 100)
 
     claim = verify_contents(file, source.entries, lambda _: None)
 

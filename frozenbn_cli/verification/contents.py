@@ -17,7 +17,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
-from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile, to_tensor
 from frozenbn_cli.wording import counted
 
 __all__ = ["Progress", "verify_contents", "verify_records"]
@@ -47,7 +47,7 @@ def verify_contents(
     for name, source in expected.items():
         if name not in names:
             differences.append(Difference(name, "missing"))
-        elif found := _difference(name, source, written.tensor(name), tolerance):
+        elif found := _difference(name, source, written, tolerance):
             differences.append(found)
         progress(source.size_bytes)
     added = names - expected.keys()
@@ -64,26 +64,34 @@ def verify_contents(
 
 
 def _difference(
-    name: str, source: StoredTensor, found: Tensor, tolerance: Tolerance
+    name: str, source: StoredTensor, written: WrittenFile, tolerance: Tolerance
 ) -> Difference | None:
+    found = written.tensor(name)
     is_alike = (
         str(found.dtype) == f"torch.{source.dtype.name}" and tuple(found.shape) == source.shape
     )
-    if is_alike and _has_same_bytes(source, found):
+    if is_alike and _has_same_bytes(name, source, written, found):
         return None
     return compare(name, to_tensor(source), found, tolerance=tolerance)
 
 
-def _has_same_bytes(source: StoredTensor, found: Tensor) -> bool:
-    """Compare piece by piece, however large the entry is."""
-    position = 0
-    memory = found.resolve_conj().resolve_neg().contiguous()
+def _has_same_bytes(name: str, source: StoredTensor, written: WrittenFile, found: Tensor) -> bool:
+    """Compare piece by piece, and keep no more than a window in memory, however large it is."""
+    is_mapped = written.is_mapped and found.is_contiguous()
+    memory, position, window_end = _plain(found), 0, WINDOW_BYTES
     for chunk in source.chunks():
+        if position >= window_end and is_mapped:
+            memory, window_end = _plain(written.tensor(name)), position + WINDOW_BYTES
         # Several times as fast as `torch.equal`.
         if ctypes.string_at(memory.data_ptr() + position, len(chunk)) != chunk:
             return False
         position += len(chunk)
     return True
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory is its elements in row-major order."""
+    return tensor.resolve_conj().resolve_neg().contiguous()
 
 
 def verify_records(written: Path, script: ScriptArchive, rewriting: Rewriting) -> str | None:

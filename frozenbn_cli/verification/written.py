@@ -20,14 +20,21 @@ from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.outputs import OutputFormat
 
-__all__ = ["WrittenFile", "open_part", "open_written", "to_tensor"]
+__all__ = ["WINDOW_BYTES", "WrittenFile", "open_part", "open_written", "to_tensor"]
 
 
-_WINDOW_BYTES = 128 << 20
+WINDOW_BYTES = 128 << 20
+"""How much of a mapped file is read before it is mapped anew."""
 
 
 class WrittenFile(Protocol):
-    """A converted file, opened anew."""
+    """A converted file, opened anew.
+
+    Attributes:
+        is_mapped: Whether what was read of a tensor stays in memory as long as the tensor.
+    """
+
+    is_mapped: bool
 
     def names(self) -> Set[str]:
         """Return the names of the entries."""
@@ -91,13 +98,15 @@ class _Window:
     def count(self, tensor: Tensor) -> Tensor:
         """Return ``tensor``, which was read from the file."""
         self._read_bytes += tensor.nbytes
-        if self._read_bytes > _WINDOW_BYTES:
+        if self._read_bytes > WINDOW_BYTES:
             self._read_bytes = 0
             self.file = self._open()
         return tensor
 
 
 class _SafetensorsFile:
+    is_mapped = True
+
     def __init__(self, path: Path) -> None:
         self._window = _Window(partial(safe_open, path, framework="pt"))
         # The library lists them anew each time.
@@ -116,7 +125,7 @@ class _SafetensorsFile:
 class _TorchFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._is_zip = file.read(4) == b"PK\3\4"
+            self.is_mapped = file.read(4) == b"PK\3\4"
         self._path = path
         self._window = _Window(self._load)
         with open_checkpoint(path, keep_prefix=True) as checkpoint:
@@ -132,17 +141,21 @@ class _TorchFile:
     def tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._window.file[name].detach()
         # Of the legacy format all is read at once, and kept.
-        return self._window.count(tensor) if self._is_zip else tensor
+        return self._window.count(tensor) if self.is_mapped else tensor
 
     def _load(self) -> Any:
         with warnings.catch_warnings():
             # Of sparse and quantised tensors, which are said to be left out elsewhere.
             warnings.simplefilter("ignore")
-            return torch.load(self._path, weights_only=True, mmap=self._is_zip, map_location="cpu")
+            return torch.load(
+                self._path, weights_only=True, mmap=self.is_mapped, map_location="cpu"
+            )
 
 
 class _Inert:
     """Read as text and inert values, since loading such a file can run code."""
+
+    is_mapped = False
 
     def __init__(self, part: StateDict, metadata: Mapping[str, str]) -> None:
         self._part = part
@@ -180,6 +193,7 @@ class _Unprefixed:
     """A file whose names are taken without what wrappers put in front of them."""
 
     def __init__(self, file: WrittenFile, part: StateDict) -> None:
+        self.is_mapped = file.is_mapped
         self._file = file
         self._part = part
 
