@@ -17,7 +17,13 @@ from typing import TypeAlias
 import frozenbn_cli
 from frozenbn_cli.containers.atomic_output import marked, remove_marked
 from frozenbn_cli.conversion import ConvertOptions, convert_file
-from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
+from frozenbn_cli.errors import (
+    FrozenBNError,
+    OutputError,
+    RefusedError,
+    UsageError,
+    internal_error,
+)
 from frozenbn_cli.file_results import ConversionSummary, FileResult, FileState
 from frozenbn_cli.model_files import (
     ModelFile,
@@ -145,11 +151,7 @@ def convert_one(job: Job) -> FileResult:
         error = failure
     except (Exception, SystemExit) as bug:
         # A bug of ours, or of a model's own code, must not stop the other files.
-        error = FrozenBNError(
-            f"internal error ({type(bug).__name__}: {bug})",
-            where=(str(path),),
-            advice="This is a bug of frozenbn; FROZENBN_DEBUG=1 shows where it happened.",
-        )
+        error = internal_error(bug, where=(str(path),))
         trace = traceback.format_exc()
     return FileResult(
         path=path,

@@ -14,7 +14,7 @@ import typer
 
 from frozenbn_cli import __version__, options
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
-from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError
+from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError, internal_error
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.option_values import parse_model, parse_shapes
 from frozenbn_cli.selection import Selection
@@ -253,11 +253,7 @@ def run(arguments: list[str]) -> int:
             return UsageError.exit_code
         return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
     except Exception as error:  # A crash must not look like the answer "no".
-        bug = FrozenBNError(
-            f"internal error ({type(error).__name__}: {error})",
-            advice="This is a bug of frozenbn; FROZENBN_DEBUG=1 shows where it happened.",
-        )
-        return _fail(bug, arguments)
+        return _fail(internal_error(error), arguments)
     if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
         sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return code

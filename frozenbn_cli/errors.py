@@ -18,6 +18,7 @@ __all__ = [
     "UnsupportedFileError",
     "UsageError",
     "VerificationError",
+    "internal_error",
     "located",
 ]
 
@@ -120,6 +121,15 @@ class OutputError(FrozenBNError):
     """The output could not be written."""
 
     exit_code = 4
+
+
+def internal_error(bug: BaseException, where: tuple[str, ...] = ()) -> FrozenBNError:
+    """Return the error for what should never be raised: it must not look like an answer."""
+    return FrozenBNError(
+        f"internal error ({type(bug).__name__}: {bug})",
+        where=where,
+        advice="This is a bug of frozenbn; FROZENBN_DEBUG=1 shows where it happened.",
+    )
 
 
 @contextmanager
