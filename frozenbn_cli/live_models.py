@@ -23,6 +23,7 @@ from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.model_target import name_of_model
 from frozenbn_cli.modules import BatchNormDecision, is_frozen_layer, survey_batch_norms
+from frozenbn_cli.wording import listed
 
 __all__ = [
     "BuiltOnce",
@@ -218,11 +219,9 @@ class Fit:
             ("not in the model", self.unexpected),
             ("of another shape", tuple(reshaped)),
         )
-        return tuple(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds if names)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        return tuple(
+            f"{len(names)} {kind}: {listed(names, _NAMED)}" for kind, names in kinds if names
+        )
 
 
 def described_by(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.wording import listed
 
 __all__ = ["Selection"]
 
@@ -48,10 +49,9 @@ class Selection:
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not _matches(pattern, names):
-                    known = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                     raise UsageError(
                         f"{option} pattern {pattern!r} matches no BatchNorm layer",
-                        advice=f"The layers are named {known}." if names else "",
+                        advice=f"The layers are named {listed(names)}." if names else "",
                     )
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["counted"]
+from collections.abc import Collection
+from itertools import islice
+
+__all__ = ["counted", "listed"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def listed(names: Collection[str], at_most: int = 3) -> str:
+    """Return the first names, and whether there are more."""
+    return ", ".join(islice(names, at_most)) + (", …" if len(names) > at_most else "")

@@ -18,7 +18,7 @@ from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile, to_tensor
-from frozenbn_cli.wording import counted
+from frozenbn_cli.wording import counted, listed
 
 __all__ = ["Progress", "verify_contents", "verify_records"]
 
@@ -55,7 +55,7 @@ def verify_contents(
     total = sum(tensor.size_bytes for tensor in expected.values())
     detail = f"{counted(len(expected), 'entry', 'entries')}, {counted(total, 'byte')}"
     if kept := sorted(added & set(may_have)):
-        detail += f"; beside them {', '.join(kept[:3])}" + (", …" if len(kept) > 3 else "")
+        detail += f"; beside them {listed(kept)}"
     if all(item.tolerated for item in differences):
         detail += tolerated_text(differences, tolerance, "entries")
         return Claim("contents", "equal", detail, len(expected), tuple(differences))

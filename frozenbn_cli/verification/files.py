@@ -35,10 +35,9 @@ from frozenbn_cli.verification.models import blank_loader, frozen_loader, origin
 from frozenbn_cli.verification.options import VerifyOptions
 from frozenbn_cli.verification.running import verify_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
+from frozenbn_cli.wording import listed
 
 __all__ = ["VerificationResult", "verify_files"]
-
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +221,7 @@ class _Verification:
         if self._before.script and self._after.script:
             return self._with_records(claim, self._before.script, plan, frozen)
         if original.left_out:
-            said = f"{claim.detail}; not compared, since no tensors: {_listed(original.left_out)}"
+            said = f"{claim.detail}; not compared, since no tensors: {listed(original.left_out)}"
             return replace(claim, detail=said)
         return claim
 
@@ -303,7 +302,7 @@ class _Verification:
         if not stated and (unknown := frozen_already(plan)):
             reason = (
                 f"the converted file does not say whether {len(unknown):,} layers are frozen, "
-                f"which the original froze: {_listed(unknown)}"
+                f"which the original froze: {listed(unknown)}"
             )
             return Claim("layers", "not verified", reason, len(sources))
         return claim
@@ -331,7 +330,3 @@ def _parameters(script: ScriptArchive) -> set[str]:
         for module in script.modules
         for role in module.source.listed("__parameters__")
     }
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(list(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
