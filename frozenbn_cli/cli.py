@@ -14,7 +14,13 @@ import typer
 
 from frozenbn_cli import __version__, options
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
-from frozenbn_cli.errors import FrozenBNError, OutputError, UsageError, internal_error
+from frozenbn_cli.errors import (
+    INTERRUPTED,
+    FrozenBNError,
+    OutputError,
+    UsageError,
+    internal_error,
+)
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.option_values import parse_model, parse_shapes
 from frozenbn_cli.selection import Selection
@@ -22,7 +28,6 @@ from frozenbn_cli.verification.options import VerifyOptions
 
 __all__ = ["app", "main", "run"]
 
-_INTERRUPTED = 130
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
@@ -254,7 +259,7 @@ def run(arguments: list[str]) -> int:
         return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
     except Exception as error:  # A crash must not look like the answer "no".
         return _fail(internal_error(error), arguments)
-    if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
+    if code == INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
         sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return code
 

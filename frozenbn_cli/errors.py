@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
+    "INTERRUPTED",
     "DamagedFileError",
     "DependencyError",
     "FrozenBNError",
@@ -21,6 +22,9 @@ __all__ = [
     "internal_error",
     "located",
 ]
+
+INTERRUPTED = 130
+"""The exit code of what was interrupted, which is no error."""
 
 
 class FrozenBNError(Exception):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult
-from frozenbn_cli.errors import FrozenBNError
+from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
 from frozenbn_cli.outputs import OutputFormat
 
 __all__ = ["ConversionSummary", "FileResult", "FileState", "exit_code_of"]
@@ -107,6 +107,8 @@ class FileResult:
         return self.error.exit_code if self.error else 0
 
 
-def exit_code_of(results: Iterable[FileResult]) -> int:
-    """Return the exit code of the worst: the largest."""
+def exit_code_of(results: Collection[FileResult], total: int | None = None) -> int:
+    """Return the exit code of the worst, which is the largest; 130 if there are not ``total``."""
+    if total is not None and len(results) < total:
+        return INTERRUPTED
     return max((result.exit_code for result in results), default=0)

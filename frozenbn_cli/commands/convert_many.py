@@ -18,8 +18,6 @@ from frozenbn_cli.reports.documents import batch_document
 
 __all__ = ["convert_files", "run"]
 
-_INTERRUPTED = 130
-
 
 def run(
     convert_with: Callable[..., list[FileResult]],
@@ -69,4 +67,4 @@ def run(
             all_files=all_files,
         )
         sink.show(report)
-    return _INTERRUPTED if len(view.results) < view.total else exit_code_of(view.results)
+    return exit_code_of(view.results, view.total)

@@ -31,8 +31,6 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-_INTERRUPTED = 130
-
 
 def to_json(document: dict[str, Any]) -> str:
     """Return a document as one JSON text; numbers that JSON lacks become text."""
@@ -91,7 +89,7 @@ def batch_document(results: Sequence[FileResult], *, total: int, seconds: float)
             **{state: counts[state] for state in ("done", "skipped", "failed")},
             "unfinished": total - len(results),
         },
-        "exit_code": exit_code_of(results) if len(results) == total else _INTERRUPTED,
+        "exit_code": exit_code_of(results, total),
         "seconds": seconds,
         "files": [_file(result) for result in results],
     }
