@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from frozenbn_cli.claims import verdict
 from frozenbn_cli.file_results import FileResult
 from frozenbn_cli.reports.console import printable, symbol
-from frozenbn_cli.reports.pieces import separated, size_text
+from frozenbn_cli.reports.pieces import lean_table, separated, size_text
 from frozenbn_cli.wording import counted
 
 __all__ = ["batch_report", "file_line", "file_table", "state_cell"]
@@ -74,14 +73,7 @@ def file_line(result: FileResult, console: Console) -> Text:
 
 def file_table(console: Console, *, header: bool = True) -> Table:
     """Return an empty table for files: name, state and time."""
-    table = Table(
-        box=box.SIMPLE_HEAD if header and console.is_terminal else None,
-        show_header=header,
-        header_style="bold",
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0) if console.is_terminal else (0, 2, 0, 0),
-    )
+    table = lean_table(console, header=header)
     table.add_column("File", overflow="fold", min_width=12)
     table.add_column("State", no_wrap=True)
     return table
@@ -107,22 +99,21 @@ def _folded(
         exceptions = [result for result in results if result.error]
         exceptions += [result for result in results if not result.error and _has_warnings(result)]
         shown = exceptions[:_EXCEPTIONS_SHOWN] or shown[:_EXAMPLES_SHOWN]
-        kept = set(map(id, shown))
-        shown = [result for result in results if id(result) in kept]
+    kept = set(map(id, shown))
+    rest = [result for result in results if id(result) not in kept]
     table = file_table(console)
     table.add_column("Frozen", no_wrap=True)
     table.add_column("Findings", no_wrap=True)
     table.add_column("Time", no_wrap=True, justify="right")
-    for result in shown:
-        table.add_row(
-            Text(printable(result.path)),
-            state_cell(result, console),
-            _frozen(result) or symbol(console, "–"),
-            _findings(result) or symbol(console, "–"),
-            _time(result),
-        )
-    kept = set(map(id, shown))
-    rest = [result for result in results if id(result) not in kept]
+    for result in results:
+        if id(result) in kept:
+            table.add_row(
+                Text(printable(result.path)),
+                state_cell(result, console),
+                _frozen(result) or symbol(console, "–"),
+                _findings(result) or symbol(console, "–"),
+                _time(result),
+            )
     if not rest:
         return [table]
     facts = [counted(len(rest), "more file"), _counts(rest), "--all shows each"]

@@ -31,6 +31,7 @@ __all__ = [
     "folded",
     "foreign_lines",
     "layer_table",
+    "lean_table",
     "left_alone_lines",
     "name_cell",
     "named",
@@ -86,19 +87,25 @@ def _gravity(plan: LayerPlan) -> float:
     return 0
 
 
-def layer_table(console: Console, plans: Iterable[LayerPlan]) -> Table:
-    """Return a table as reports have it, lean on a terminal, plain in a pipe, for ``plans``.
-
-    Its first column is there, for their names: these fold where they are too long, but never
-    into slivers.
-    """
-    table = Table(
-        box=box.SIMPLE_HEAD if console.is_terminal else None,
+def lean_table(console: Console, *, header: bool = True) -> Table:
+    """Return an empty table as reports have it, lean on a terminal, plain in a pipe."""
+    return Table(
+        box=box.SIMPLE_HEAD if header and console.is_terminal else None,
+        show_header=header,
         header_style="bold",
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0) if console.is_terminal else (0, 2, 0, 0),
     )
+
+
+def layer_table(console: Console, plans: Iterable[LayerPlan]) -> Table:
+    """Return a table for ``plans``.
+
+    Its first column is there, for their names: these fold where they are too long, but never
+    into slivers.
+    """
+    table = lean_table(console)
     longest = max((len(plan.layer.name) for plan in plans), default=0)
     table.add_column("Layer", overflow="fold", min_width=min(longest, _NAME_WIDTH))
     return table
