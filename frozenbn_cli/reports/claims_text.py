@@ -103,21 +103,16 @@ def _measures(differences: Sequence[Difference], console: Console) -> Table:
 def _facts(measure: Measure, console: Console) -> list[tuple[str, str]]:
     arrow = symbol(console, "→")
     ulps = f", {measure.ulps:,} ULP" if measure.ulps is not None else ""
-    index = _index(measure.index)
     return [
         ("differing", f"{measure.differing:,} of {measure.elements:,} elements"),
         (
             "absolute",
-            f"{measure.absolute:.6g} at {index} ({measure.before:.9g} {arrow} "
+            f"{measure.absolute:.6g} at {list(measure.index)} ({measure.before:.9g} {arrow} "
             f"{measure.after:.9g}){ulps}",
         ),
-        ("relative", f"{measure.relative:.6g} at {_index(measure.relative_index)}"),
+        ("relative", f"{measure.relative:.6g} at {list(measure.relative_index)}"),
         ("mean", f"{measure.mean:.6g}, 99th percentile {measure.percentile_99:.6g}"),
     ]
-
-
-def _index(index: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, index))}]"
 
 
 def verdict_line(claims: Sequence[Claim]) -> Text:

@@ -65,7 +65,7 @@ def _what(item: Difference) -> str:
 def _numbers(measure: Measure) -> tuple[str, ...]:
     return (
         f"{measure.differing:,} of {measure.elements:,}",
-        f"{measure.absolute:.3g} at [{', '.join(map(str, measure.index))}]",
+        f"{measure.absolute:.3g} at {list(measure.index)}",
         f"{measure.before:.9g} → {measure.after:.9g}",
         f"{measure.relative:.3g}",
         _count(measure.ulps),

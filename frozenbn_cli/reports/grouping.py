@@ -10,9 +10,7 @@ from frozenbn_cli.plan import Plan
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.wording import counted
 
-__all__ = [
-    "FindingGroup", "counted", "finding_groups", "finding_labels", "foreign_groups", "named",
-]  # fmt: skip
+__all__ = ["FindingGroup", "finding_groups", "finding_labels", "foreign_groups", "named"]
 
 _NAMED = 3
 

@@ -37,6 +37,7 @@ __all__ = [
     "named",
     "separated",
     "size_text",
+    "took_text",
     "with_rest",
 ]
 
@@ -55,6 +56,11 @@ def size_text(count: int) -> str:
             break
         value /= 1000
     return f"{count:,} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def took_text(seconds: Mapping[str, float]) -> str:
+    """Return the time that all stages took."""
+    return f"{sum(seconds.values()):.1f} s"
 
 
 def folded(plan: Plan, *, all_layers: bool) -> tuple[list[LayerPlan], list[LayerPlan]]:

@@ -24,7 +24,7 @@ from frozenbn_cli.reports.inspection_text import (
     what_convert_would_do,
 )
 from frozenbn_cli.reports.page import FileFacts, LayerRow, Part, Section, Tone, Verdict
-from frozenbn_cli.reports.pieces import by_reason_lines, folded, size_text
+from frozenbn_cli.reports.pieces import by_reason_lines, folded, size_text, took_text
 from frozenbn_cli.reports.terminal import OUTCOMES, left_lines, next_steps
 from frozenbn_cli.summaries import Summary
 from frozenbn_cli.wording import counted
@@ -101,7 +101,7 @@ def _conversion_files(result: ConversionResult) -> tuple[FileFacts, ...]:
         format=result.output_format,
         size="not written" if result.output_bytes is None else size_text(result.output_bytes),
         made=result.made,
-        took=f"{sum(result.seconds.values()):.1f} s",
+        took=took_text(result.seconds),
     )
     return (
         FileFacts("input", printable(result.input_path), source),
@@ -171,7 +171,7 @@ def verification_section(result: VerificationResult) -> Section:
                     holds=result.converted_kind,
                     size=size_text(result.converted_bytes),
                     compared=str(result.tolerance),
-                    took=f"{sum(result.seconds.values()):.1f} s",
+                    took=took_text(result.seconds),
                 ),
             ),
         ),

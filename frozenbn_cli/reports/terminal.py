@@ -23,6 +23,7 @@ from frozenbn_cli.reports.pieces import (
     named,
     separated,
     size_text,
+    took_text,
     with_rest,
 )
 
@@ -80,7 +81,7 @@ def _header(result: ConversionResult, console: Console) -> Text:
     facts = [
         f"{printable(kind)} ({result.container})",
         sizes,
-        f"{sum(result.seconds.values()):.1f} s",
+        took_text(result.seconds),
     ]
     if result.model:
         facts.append(f"model {printable(result.model)}")

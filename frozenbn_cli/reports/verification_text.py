@@ -9,7 +9,7 @@ from rich.text import Text
 
 from frozenbn_cli.reports.claims_text import claims_table, evidence, verdict_line
 from frozenbn_cli.reports.console import printable, symbol
-from frozenbn_cli.reports.pieces import by_reason_lines, separated, size_text
+from frozenbn_cli.reports.pieces import by_reason_lines, separated, size_text, took_text
 from frozenbn_cli.wording import counted
 
 if TYPE_CHECKING:
@@ -50,5 +50,5 @@ def _header(result: VerificationResult, console: Console) -> Text:
         header.append(f" {dot} {printable(kind + key)} {dot} {size_text(size)}\n")
     frozen = counted(len(result.frozen), "layer")
     exactness = f"compared {result.tolerance}"
-    header.append(f"{frozen} frozen {dot} {exactness} {dot} {sum(result.seconds.values()):.1f} s")
+    header.append(f"{frozen} frozen {dot} {exactness} {dot} {took_text(result.seconds)}")
     return header
