@@ -23,6 +23,7 @@ from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.verification.running import Loader
+from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
 
 __all__ = ["archive_loader", "blank_loader", "frozen_loader", "original_loader"]
@@ -113,9 +114,7 @@ def _unpickle(path: Path, part: StateDict) -> Any:
     """Return a pickled module; this executes code in the file, which the user trusts."""
     with importable(Path.cwd()), foreign_code():
         value: Any = torch.load(path, map_location="cpu", weights_only=False)
-        model = _at_key(value, part.key)
-        for name in filter(None, part.prefix.split(".")):
-            model = getattr(model, name)
+        model = submodule(_at_key(value, part.key), part.prefix)
         model.eval()
     return model
 
