@@ -13,10 +13,9 @@ from frozenbn_cli.errors import UsageError
 from frozenbn_cli.model_target import ModelTarget
 
 __all__ = [
-    "check_eps",
+    "check_finite",
     "check_model_arguments",
     "check_shapes",
-    "check_tolerance",
     "parse_model",
     "parse_shapes",
 ]
@@ -24,11 +23,11 @@ __all__ = [
 _PYTHON_WORDS = {"True", "False", "None", "nan", "inf"}
 
 
-def check_eps(eps: float | None) -> float | None:
-    """Refuse an eps that is none."""
-    if eps is not None and not 0 <= eps < math.inf:
+def check_finite(value: float | None) -> float | None:
+    """Refuse an eps or a tolerance that is none."""
+    if value is not None and not 0 <= value < math.inf:
         raise typer.BadParameter("must be a finite number, 0 or more")
-    return eps
+    return value
 
 
 def check_shapes(shapes: list[str] | None) -> list[str] | None:
@@ -37,13 +36,6 @@ def check_shapes(shapes: list[str] | None) -> list[str] | None:
         if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
             raise typer.BadParameter(f"{text!r} is no shape such as 1x3x224x224")
     return shapes
-
-
-def check_tolerance(value: float) -> float:
-    """Refuse a tolerance that is none."""
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter("must be a finite number, 0 or more")
-    return value
 
 
 def check_model_arguments(texts: list[str] | None) -> list[str] | None:

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from frozenbn_cli.option_values import (
-    check_eps,
+    check_finite,
     check_model_arguments,
     check_shapes,
-    check_tolerance,
 )
 from frozenbn_cli.verification.options import MOST_RUNS
 
@@ -110,7 +109,7 @@ Eps = Annotated[
     float | None,
     typer.Option(
         metavar="NUMBER",
-        callback=check_eps,
+        callback=check_finite,
         help="The eps of the model's BatchNorm layers, where the file does not hold it. "
         "PyTorch's default, 1e-5, is assumed if not given.",
         show_default=False,
@@ -319,7 +318,7 @@ AbsoluteTolerance = Annotated[
     typer.Option(
         "--atol",
         metavar="NUMBER",
-        callback=check_tolerance,
+        callback=check_finite,
         help="Let values differ by this much: |after - before| <= atol + rtol * |before|. 0 asks "
         "for the same bits. For another kernel or dtype 1e-6 is usual in float32, 1e-2 in float16, "
         "1e-1 in bfloat16, 1e-12 in float64.",
@@ -331,7 +330,7 @@ RelativeTolerance = Annotated[
     typer.Option(
         "--rtol",
         metavar="NUMBER",
-        callback=check_tolerance,
+        callback=check_finite,
         help="Let values differ by this part of the original. For another kernel or dtype 1e-5 is "
         "usual in float32, 1e-2 in float16, 5e-2 in bfloat16, 1e-9 in float64.",
         rich_help_panel=_VERIFICATION,
