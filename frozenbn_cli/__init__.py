@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from frozenbn_cli.version import __version__
+
 if TYPE_CHECKING:
     from frozenbn_cli.batch import convert_files as convert_files
     from frozenbn_cli.conversion import ConversionResult as ConversionResult
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from frozenbn_cli.verification.files import VerificationResult as VerificationResult
     from frozenbn_cli.verification.files import verify_files as verify_files
     from frozenbn_cli.verification.options import VerifyOptions as VerifyOptions
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ConversionResult": "conversion",

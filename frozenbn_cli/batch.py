@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-import frozenbn_cli
 from frozenbn_cli.containers.atomic_output import marked, remove_marked
 from frozenbn_cli.conversion import ConvertOptions, convert_file
 from frozenbn_cli.errors import (
@@ -34,6 +33,7 @@ from frozenbn_cli.model_files import (
 from frozenbn_cli.model_target import ModelTarget
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.resuming import find_existing
+from frozenbn_cli.version import __version__
 from frozenbn_cli.worker_pool import WorkerPool, default_jobs
 
 __all__ = ["BatchProgress", "Job", "convert_files", "convert_one"]
@@ -60,7 +60,7 @@ class Job:
     skip_existing: bool
     was_there: bool
     mark: str
-    version: str = frozenbn_cli.__version__
+    version: str = __version__
 
 
 def convert_files(
@@ -164,12 +164,12 @@ def convert_one(job: Job) -> FileResult:
 
 
 def _check_version(job: Job) -> None:
-    if job.version != frozenbn_cli.__version__:
+    if job.version != __version__:
         raise OutputError(
             "the worker's frozenbn",
             where=(str(job.file.path),),
             expected=f"version {job.version}",
-            found=frozenbn_cli.__version__,
+            found=__version__,
             advice="Install the same version for all workers.",
         )
 

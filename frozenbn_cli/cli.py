@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from frozenbn_cli import __version__, options
+from frozenbn_cli import options
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
 from frozenbn_cli.errors import (
     INTERRUPTED,
@@ -25,6 +25,7 @@ from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.option_values import parse_model, parse_shapes
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.options import VerifyOptions
+from frozenbn_cli.version import __version__
 
 __all__ = ["app", "main", "run"]
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-import frozenbn_cli
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
@@ -39,6 +38,7 @@ from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.summaries import summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
     from frozenbn_cli.scripting import Made
@@ -315,7 +315,7 @@ class _Conversion:
         layers = dict(before.without_prefix(part.prefix).layers) if before else {}
         layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
         deciding = self._options.deciding(self._to)
-        return ConversionRecord(frozenbn_cli.__version__, source, layers, _CLAIMS, deciding)
+        return ConversionRecord(__version__, source, layers, _CLAIMS, deciding)
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan

@@ -8,13 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-import frozenbn_cli
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.documents import to_json
 from frozenbn_cli.reports.page import Page, Section
+from frozenbn_cli.version import __version__
 
 __all__ = ["SUFFIXES", "ReportFile"]
 
@@ -85,7 +85,7 @@ class ReportFile:
             text = to_json(document)
         else:
             written = datetime.now(timezone.utc)
-            page = Page(command, frozenbn_cli.__version__, written, tuple(sections))
+            page = Page(command, __version__, written, tuple(sections))
             text = _render(self.suffix, page)
         with self._output as output:
             with output.writing() as file:

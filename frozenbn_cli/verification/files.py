@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import frozenbn_cli
 from frozenbn_cli.batch_norm import BatchNorm, Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.claims import Claim, Verdict, verdict
@@ -35,6 +34,7 @@ from frozenbn_cli.verification.models import blank_loader, frozen_loader, origin
 from frozenbn_cli.verification.options import VerifyOptions
 from frozenbn_cli.verification.running import verify_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
+from frozenbn_cli.version import __version__
 from frozenbn_cli.wording import listed
 
 __all__ = ["VerificationResult", "verify_files"]
@@ -235,7 +235,7 @@ class _Verification:
         if not found:
             return claim
         record = ConversionRecord.from_metadata(self._after.metadata)
-        is_ours = record is not None and record.version == frozenbn_cli.__version__
+        is_ours = record is not None and record.version == __version__
         if is_ours and record and record.source.get("sha256") == self._before.fingerprint():
             return Claim("contents", "different", found)
         reason = "code and constants cannot be compared, since frozenbn did not make it of this one"
