@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
-from frozenbn_cli.claims import Claim, ClaimName
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion_terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
@@ -38,6 +37,7 @@ from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.summaries import summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.claims import Claim, ClaimName
 from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:

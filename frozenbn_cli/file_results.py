@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
 from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["ConversionSummary", "FileResult", "FileState", "exit_code_of"]
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 import frozenbn_cli
 from frozenbn_cli import outputs
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     DamagedFileError,
@@ -26,6 +25,7 @@ from frozenbn_cli.errors import (
 from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification import output
+from frozenbn_cli.verification.claims import Claim
 from tests.files import State, batch_norm, nested, save, small_state
 
 FORMATS = ["model.pt", "model.legacy", "model.safetensors"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from frozenbn_cli.claims import Claim, Difference, Measure, verdict
+from frozenbn_cli.verification.claims import Claim, Difference, Measure, verdict
 from frozenbn_cli.verification.differences import Tolerance, compare
 
 NAN, INF = math.nan, math.inf

@@ -18,7 +18,6 @@ from rich.console import Console, RenderableType
 from safetensors.torch import save_file
 
 from frozenbn_cli.batch_norm import Eps
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.file_results import ConversionSummary, FileResult
@@ -38,6 +37,7 @@ from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report, size_text
 from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.files import VerificationResult, verify_files
 from frozenbn_cli.verification.options import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 from frozenbn_cli.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.verification import contents as contents_module
 from frozenbn_cli.verification import written as written_module
+from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.written import WrittenFile, open_written

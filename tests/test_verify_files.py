@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from frozenbn_cli import ConvertOptions, VerificationResult, VerifyOptions, convert_file
 from frozenbn_cli import verify_files as verify_any
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.modules import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.claims import Claim
 from tests.archives import load, rewrite_records, script, trace
 from tests.files import State, save, small_state
 from tests.models import perturb, small_cnn

@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.claims import Claim, Difference, Measure, verdict
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.evidence import remedy
 from frozenbn_cli.reports.pieces import named
+from frozenbn_cli.verification.claims import Claim, Difference, Measure, verdict
 
 __all__ = ["claims_table", "evidence", "verdict_line"]
 

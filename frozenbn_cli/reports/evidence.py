@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from frozenbn_cli.claims import Claim, Difference, Measure
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.verification.claims import Claim, Difference, Measure
 
 __all__ = ["COLUMNS", "DifferenceRow", "difference_rows", "remedy", "tolerance_words"]
 

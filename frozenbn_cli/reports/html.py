@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.evidence import COLUMNS, DifferenceRow, difference_rows, tolerance_words
 from frozenbn_cli.reports.page import CLAIMS, LayerRow, Page, Part, Section
+from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
 __all__ = ["has_charts", "render"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.evidence import COLUMNS, difference_rows, tolerance_words
 from frozenbn_cli.reports.grouping import FindingGroup
 from frozenbn_cli.reports.page import CLAIMS, FileFacts, LayerRow, Page, Part, Section
+from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
 __all__ = ["render"]

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Literal
 
 from frozenbn_cli.batch_norm import Eps
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.findings import Severity
 from frozenbn_cli.reports.grouping import FindingGroup
 from frozenbn_cli.summaries import Summary
+from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["CLAIMS", "FileFacts", "LayerRow", "Page", "Part", "Section", "Tone", "Verdict"]
 

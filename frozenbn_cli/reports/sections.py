@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
-from frozenbn_cli.claims import Claim, verdict
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
@@ -27,6 +26,7 @@ from frozenbn_cli.reports.page import FileFacts, LayerRow, Part, Section, Tone, 
 from frozenbn_cli.reports.pieces import by_reason_lines, folded, size_text, took_text
 from frozenbn_cli.reports.terminal import OUTCOMES, left_lines, next_steps
 from frozenbn_cli.summaries import Summary
+from frozenbn_cli.verification.claims import Claim, verdict
 from frozenbn_cli.wording import counted
 
 if TYPE_CHECKING:

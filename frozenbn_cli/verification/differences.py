@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frozenbn_cli.claims import Difference, Measure
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.verification.claims import Difference, Measure
 
 __all__ = ["EXACT", "Tolerance", "compare", "same_bits", "summary", "tolerated_text"]
 

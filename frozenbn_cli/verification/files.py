@@ -8,7 +8,6 @@ from pathlib import Path
 
 from frozenbn_cli.batch_norm import BatchNorm, Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
-from frozenbn_cli.claims import Claim, Verdict, verdict
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import BuiltOnce, described_by
 from frozenbn_cli.metadata import ConversionRecord
@@ -18,6 +17,7 @@ from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.claims import Claim, Verdict, verdict
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import Tolerance
 from frozenbn_cli.verification.freezing import (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norm import BatchNorm, Eps
-from frozenbn_cli.claims import Claim, Difference
 from frozenbn_cli.nn import FrozenBatchNorm2d
+from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.contents import Progress
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WrittenFile, to_tensor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frozenbn_cli.claims import Difference
+from frozenbn_cli.verification.claims import Difference
 from frozenbn_cli.verification.differences import Tolerance, compare
 
 __all__ = [

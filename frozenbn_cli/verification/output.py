@@ -9,10 +9,10 @@ from typing import cast
 
 from frozenbn_cli.batch_norm import BatchNorm
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
-from frozenbn_cli.claims import Claim
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import (

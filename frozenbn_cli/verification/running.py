@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from frozenbn_cli.claims import Claim, Difference
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models import first_line, foreign_code, last_line, scripted
+from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import (
     EXACT,
     Tolerance,

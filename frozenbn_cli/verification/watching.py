@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frozenbn_cli.claims import Difference
+from frozenbn_cli.verification.claims import Difference
 from frozenbn_cli.verification.differences import Tolerance, compare
 
 __all__ = ["Step", "step_difference", "submodule", "watched"]
