@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
+from frozenbn_cli.batch_norms.record import ConversionRecord
+from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion_terms import ConversionResult, ConvertOptions
@@ -23,7 +26,6 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.model_target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
     OUTPUTS,
@@ -32,9 +34,7 @@ from frozenbn_cli.outputs import (
     TorchScriptOutput,
     default_output,
 )
-from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.stages import Progress, Stages
-from frozenbn_cli.summaries import summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, ClaimName

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from frozenbn_cli.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.findings import STRUCTURAL
+from frozenbn_cli.batch_norms.plan import LayerPlan, Plan, plan_state_dict
+from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import located
-from frozenbn_cli.findings import STRUCTURAL
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.model_target import name_of_model, no_model_wanted
-from frozenbn_cli.plan import LayerPlan, Plan, plan_state_dict
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.summaries import Summary, summaries_of
 
 __all__ = [
     "FIRST_DECADE",

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import UnsupportedFileError, UsageError
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 

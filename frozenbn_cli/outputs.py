@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
+from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints import StoredTensor
 from frozenbn_cli.checkpoints.tensors import row_major_strides
 from frozenbn_cli.checkpoints.torchscript import record_path
@@ -13,7 +14,6 @@ from frozenbn_cli.containers.safetensors_file import SafetensorsWriter
 from frozenbn_cli.containers.source import chunks
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import UnsupportedFileError, located
-from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.torchscript.rewriting import Rewriting

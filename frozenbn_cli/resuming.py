@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion import ConvertOptions
 from frozenbn_cli.errors import InputError, UsageError
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.outputs import OutputFormat, default_output
 
 __all__ = ["find_existing"]

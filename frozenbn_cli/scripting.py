@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UnsupportedFileError, UsageError
 from frozenbn_cli.live_models import first_line, foreign_code, scripted, state_of

@@ -14,10 +14,10 @@ import torch
 import frozenbn_cli.batch
 from frozenbn_cli import ConvertOptions, FileResult, Selection, convert_file, convert_files
 from frozenbn_cli.batch import convert_one
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import OutputError, UsageError
 from frozenbn_cli.file_results import exit_code_of
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.model_target import ModelTarget, identity_of_model
 from tests.files import batch_norm, nested, save, small_state
 

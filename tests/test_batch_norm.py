@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from frozenbn_cli.batch_norm import BatchNorm, Eps, find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.checkpoints import open_checkpoint
 from tests.files import State, batch_norm, nested, save, small_state
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import frozenbn_cli
 from frozenbn_cli import outputs
+from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
@@ -22,7 +23,6 @@ from frozenbn_cli.errors import (
     UsageError,
     VerificationError,
 )
-from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification import output
 from frozenbn_cli.verification.claims import Claim

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from frozenbn_cli.batch_norm import find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import find_batch_norms
+from frozenbn_cli.batch_norms.findings import ADVICE, LABELS, STRUCTURAL, Finding, examine
+from frozenbn_cli.batch_norms.plan import plan_state_dict
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.findings import ADVICE, LABELS, STRUCTURAL, Finding, examine
-from frozenbn_cli.plan import plan_state_dict
 from frozenbn_cli.selection import Selection
 from tests.files import State, batch_norm, nested, save
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.summaries import Spread, Summary
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion import ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
@@ -31,7 +32,6 @@ from frozenbn_cli.reports.sections import (
     inspection_section,
     verification_section,
 )
-from frozenbn_cli.summaries import Spread, Summary
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.options import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state

@@ -17,12 +17,12 @@ import torch
 from rich.console import Console, RenderableType
 from safetensors.torch import save_file
 
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.file_results import ConversionSummary, FileResult
 from frozenbn_cli.inspection import Inspection, inspect_file
-from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (

@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 
 from frozenbn_cli import conversion, load_frozen
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.errors import (
     DamagedFileError,
     FrozenBNError,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from frozenbn_cli.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import VerificationError
-from frozenbn_cli.metadata import METADATA_KEY, ConversionRecord
 from frozenbn_cli.verification import contents as contents_module
 from frozenbn_cli.verification import written as written_module
 from frozenbn_cli.verification.claims import Claim

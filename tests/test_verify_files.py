@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from frozenbn_cli import ConvertOptions, VerificationResult, VerifyOptions, convert_file
 from frozenbn_cli import verify_files as verify_any
+from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.metadata import METADATA_KEY
 from frozenbn_cli.modules import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from frozenbn_cli.batch_norms.summaries import Spread
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.drawing import Bar, Look, picture
 from frozenbn_cli.reports.inspection_text import range_text
 from frozenbn_cli.reports.page import LayerRow
-from frozenbn_cli.summaries import Spread
 from frozenbn_cli.verification.claims import Claim, Measure
 
 __all__ = ["Chart", "difference_chart", "scale_chart", "variance_chart"]

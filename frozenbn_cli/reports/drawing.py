@@ -14,8 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from frozenbn_cli.batch_norms.summaries import Spread
 from frozenbn_cli.reports.svg import COLOURS, Spot, to_svg
-from frozenbn_cli.summaries import Spread
 
 __all__ = ["Bar", "Look", "picture"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from frozenbn_cli.findings import ADVICE, LABELS, Finding, Severity
-from frozenbn_cli.plan import Plan
+from frozenbn_cli.batch_norms.findings import ADVICE, LABELS, Finding, Severity
+from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.wording import counted
 

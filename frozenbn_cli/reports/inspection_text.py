@@ -11,8 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
-from frozenbn_cli.plan import LayerPlan
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (
     eps_cell,

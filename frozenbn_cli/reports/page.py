@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from frozenbn_cli.batch_norm import Eps
-from frozenbn_cli.findings import Severity
+from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.findings import Severity
+from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.reports.grouping import FindingGroup
-from frozenbn_cli.summaries import Summary
 from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["CLAIMS", "FileFacts", "LayerRow", "Page", "Part", "Section", "Tone", "Verdict"]

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.findings import Finding
-from frozenbn_cli.plan import LayerPlan, Plan
+from frozenbn_cli.batch_norms.findings import Finding
+from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.grouping import (
     FindingGroup,

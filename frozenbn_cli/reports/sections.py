@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
+from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
+from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.conversion import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
-from frozenbn_cli.plan import LayerPlan, Plan
 from frozenbn_cli.reports.claims_text import verdict_line
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.grouping import (
@@ -25,7 +26,6 @@ from frozenbn_cli.reports.inspection_text import (
 from frozenbn_cli.reports.page import FileFacts, LayerRow, Part, Section, Tone, Verdict
 from frozenbn_cli.reports.pieces import by_reason_lines, folded, size_text, took_text
 from frozenbn_cli.reports.terminal import OUTCOMES, left_lines, next_steps
-from frozenbn_cli.summaries import Summary
 from frozenbn_cli.verification.claims import Claim, verdict
 from frozenbn_cli.wording import counted
 

@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from frozenbn_cli.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
+from frozenbn_cli.batch_norms.record import ConversionRecord
+from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models import BuiltOnce, described_by
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.model_target import no_model_wanted
-from frozenbn_cli.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.stages import Progress, Stages
-from frozenbn_cli.summaries import Summary, summaries_of
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, Verdict, verdict

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from frozenbn_cli.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
+from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict, StoredTensor
-from frozenbn_cli.metadata import ConversionRecord
-from frozenbn_cli.plan import Plan
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import summary
 from frozenbn_cli.verification.written import WrittenFile

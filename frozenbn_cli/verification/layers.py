@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frozenbn_cli.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.contents import Progress

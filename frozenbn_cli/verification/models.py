@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frozenbn_cli.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.importing import importable
 from frozenbn_cli.live_models import build, foreign_code, load_state

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from frozenbn_cli.batch_norm import BatchNorm, find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
+from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, examine
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.findings import STRUCTURAL, Finding, examine
-from frozenbn_cli.metadata import ConversionRecord
 from frozenbn_cli.selection import Selection
 
 __all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]

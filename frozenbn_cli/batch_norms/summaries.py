@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from frozenbn_cli.batch_norm import BatchNorm
-from frozenbn_cli.findings import STRUCTURAL
-from frozenbn_cli.plan import LayerPlan, Plan
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.findings import STRUCTURAL
+from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 
 __all__ = ["Spread", "Summary", "summaries_of"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from frozenbn_cli.batch_norm import BatchNorm, Role
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Role
 
 __all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "Severity", "examine"]
 
