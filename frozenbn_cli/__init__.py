@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from frozenbn_cli.file_results import FileResult as FileResult
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
+    from frozenbn_cli.live_models.run_options import VerifyOptions as VerifyOptions
     from frozenbn_cli.loading import load_frozen as load_frozen
     from frozenbn_cli.modules import convert_bn_to_frozen as convert_bn_to_frozen
     from frozenbn_cli.modules import convert_frozen_to_bn as convert_frozen_to_bn
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from frozenbn_cli.selection import Selection as Selection
     from frozenbn_cli.verification.files import VerificationResult as VerificationResult
     from frozenbn_cli.verification.files import verify_files as verify_files
-    from frozenbn_cli.verification.options import VerifyOptions as VerifyOptions
 
 _HOMES = {
     "ConversionResult": "conversion",

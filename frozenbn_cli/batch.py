@@ -24,13 +24,13 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.file_results import ConversionSummary, FileResult, FileState
+from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.model_files import (
     ModelFile,
     check_collisions,
     find_model_files,
     possible_outputs,
 )
-from frozenbn_cli.model_target import ModelTarget
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.resuming import find_existing
 from frozenbn_cli.version import __version__

@@ -26,7 +26,7 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.model_target import name_of_model, no_model_wanted
+from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
@@ -165,7 +165,7 @@ class _Conversion:
             if self._to == "torchscript":
                 raise no_model_wanted()
             return part
-        live_models = import_quietly("frozenbn_cli.live_models")
+        live_models = import_quietly("frozenbn_cli.live_models.building")
         described, _ = live_models.described_by(self._options.model, part, strict=True)
         return cast(StateDict, described)
 

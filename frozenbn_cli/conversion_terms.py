@@ -12,11 +12,11 @@ from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.checkpoints import Checkpoint
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.model_target import identity_of_model
+from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import OUTPUTS, OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
-from frozenbn_cli.verification.options import RunOptions
 
 __all__ = ["ConversionResult", "ConvertOptions"]
 

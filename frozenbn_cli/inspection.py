@@ -17,7 +17,7 @@ from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import located
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.model_target import name_of_model, no_model_wanted
+from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.selection import Selection
 
 __all__ = [
@@ -180,7 +180,7 @@ def _described(
         return part, ()
     if checkpoint.script:
         raise no_model_wanted()
-    live_models = import_quietly("frozenbn_cli.live_models")
+    live_models = import_quietly("frozenbn_cli.live_models.building")
     described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(model, part)
     return described
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.live_models.target import ModelTarget
 
 __all__ = [
     "check_finite",

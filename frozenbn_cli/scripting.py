@@ -13,11 +13,11 @@ from torch import nn
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UnsupportedFileError, UsageError
-from frozenbn_cli.live_models import first_line, foreign_code, scripted, state_of
+from frozenbn_cli.live_models.building import first_line, foreign_code, scripted, state_of
+from frozenbn_cli.live_models.inputs import dtype_of
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
-from frozenbn_cli.verification.inputs import dtype_of
 from frozenbn_cli.verification.models import original_loader
-from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.verification.running import Loader, find_inputs
 
 __all__ = ["Made", "make_archive"]

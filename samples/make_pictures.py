@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, inspect_file, verify_files
-from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.reports.inspection_text import inspection_report
 from frozenbn_cli.reports.terminal import conversion_report
 from frozenbn_cli.reports.verification_text import verification_report

@@ -18,7 +18,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import OutputError, UsageError
 from frozenbn_cli.file_results import exit_code_of
-from frozenbn_cli.model_target import ModelTarget, identity_of_model
+from frozenbn_cli.live_models.target import ModelTarget, identity_of_model
 from tests.files import batch_norm, nested, save, small_state
 
 FAST = ConvertOptions(verify=False)

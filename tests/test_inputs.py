@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frozenbn_cli.errors import DependencyError, InputError, UsageError
+from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.verification import inputs as inputs_module
-from frozenbn_cli.verification.inputs import Inputs, candidate_inputs
-from frozenbn_cli.verification.options import RunOptions
 
 
 class TwoInputs(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, verify_files
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.live_models import BuiltOnce, build, fit_of, foreign_code
+from frozenbn_cli.live_models.building import BuiltOnce, build, fit_of, foreign_code
 from frozenbn_cli.verification.claims import Claim
 from tests.archives import script
 from tests.files import save

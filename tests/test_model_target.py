@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.live_models import build
-from frozenbn_cli.model_target import ModelTarget, name_of_model
+from frozenbn_cli.live_models.building import build
+from frozenbn_cli.live_models.target import ModelTarget, name_of_model
 from frozenbn_cli.option_values import parse_model
 from tests.files import save, small_state
 

@@ -23,6 +23,7 @@ from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_fi
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.file_results import ConversionSummary, FileResult
 from frozenbn_cli.inspection import Inspection, inspect_file
+from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (
@@ -39,7 +40,6 @@ from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.files import VerificationResult, verify_files
-from frozenbn_cli.verification.options import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state
 
 GOLDEN = Path(__file__).with_name("golden")

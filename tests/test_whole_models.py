@@ -16,8 +16,8 @@ from frozenbn_cli import ConversionResult, ConvertOptions, VerifyOptions, conver
 from frozenbn_cli import inspect_file as inspect_any
 from frozenbn_cli import verify_files as verify_any
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
-from frozenbn_cli.live_models import build
-from frozenbn_cli.model_target import ModelTarget
+from frozenbn_cli.live_models.building import build
+from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection

@@ -17,11 +17,11 @@ from torch import nn
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.importing import importable
-from frozenbn_cli.live_models import build, foreign_code, load_state
+from frozenbn_cli.live_models.building import build, foreign_code, load_state
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile, to_tensor

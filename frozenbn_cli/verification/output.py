@@ -9,6 +9,7 @@ from typing import cast
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
@@ -21,7 +22,6 @@ from frozenbn_cli.verification.models import (
     frozen_loader,
     original_loader,
 )
-from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.verification.running import Loader, verify_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
 

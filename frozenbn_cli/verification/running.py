@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from frozenbn_cli.errors import FrozenBNError, UsageError
-from frozenbn_cli.live_models import first_line, foreign_code, last_line, scripted
+from frozenbn_cli.live_models.building import first_line, foreign_code, last_line, scripted
+from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import (
     EXACT,
@@ -19,7 +21,6 @@ from frozenbn_cli.verification.differences import (
     summary,
     tolerated_text,
 )
-from frozenbn_cli.verification.inputs import Inputs, candidate_inputs, dtype_of
 from frozenbn_cli.verification.leaves import (
     Leaves,
     count_values,
@@ -28,7 +29,6 @@ from frozenbn_cli.verification.leaves import (
     leaf_differences,
     leaves_of,
 )
-from frozenbn_cli.verification.options import RunOptions
 from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
 __all__ = ["Loader", "find_inputs", "verify_model"]

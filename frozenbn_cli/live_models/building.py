@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 from frozenbn_cli.errors import FrozenBNError, UsageError
-from frozenbn_cli.model_target import name_of_model
+from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.modules import BatchNormDecision, is_frozen_layer, survey_batch_norms
 from frozenbn_cli.wording import listed
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
-from frozenbn_cli.live_models import first_line
-from frozenbn_cli.verification.options import RunOptions
+from frozenbn_cli.live_models.building import first_line
+from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.wording import counted
 
 __all__ = ["Inputs", "candidate_inputs", "dtype_of"]
