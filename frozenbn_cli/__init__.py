@@ -12,9 +12,9 @@ from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
     from frozenbn_cli.batch import convert_files as convert_files
-    from frozenbn_cli.conversion import ConversionResult as ConversionResult
-    from frozenbn_cli.conversion import ConvertOptions as ConvertOptions
-    from frozenbn_cli.conversion import convert_file as convert_file
+    from frozenbn_cli.conversion.convert import ConversionResult as ConversionResult
+    from frozenbn_cli.conversion.convert import ConvertOptions as ConvertOptions
+    from frozenbn_cli.conversion.convert import convert_file as convert_file
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
     from frozenbn_cli.file_results import FileResult as FileResult
     from frozenbn_cli.inspection import Inspection as Inspection

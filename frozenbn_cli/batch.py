@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from frozenbn_cli.containers.atomic_output import marked, remove_marked
-from frozenbn_cli.conversion import ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     FrozenBNError,
     OutputError,

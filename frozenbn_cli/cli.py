@@ -143,7 +143,7 @@ def convert(
     """
     others = [*checkpoints, output]
     sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
-    how = import_quietly("frozenbn_cli.conversion").ConvertOptions(
+    how = import_quietly("frozenbn_cli.conversion.convert").ConvertOptions(
         to=to.value if to else None,
         key=key,
         keep_prefix=keep_prefix,

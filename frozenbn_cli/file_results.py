@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from frozenbn_cli.conversion import ConversionResult
+from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.verification.claims import Claim

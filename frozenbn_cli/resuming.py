@@ -6,7 +6,7 @@ from pathlib import Path
 
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
-from frozenbn_cli.conversion import ConvertOptions
+from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.errors import InputError, UsageError
 from frozenbn_cli.outputs import OutputFormat, default_output
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import NothingToFreezeError
 from tests.models import assert_same_bits, leaves, perturb
 

@@ -13,7 +13,7 @@ import frozenbn_cli
 from frozenbn_cli import outputs
 from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     DamagedFileError,
     NothingToFreezeError,

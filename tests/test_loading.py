@@ -8,7 +8,7 @@ from torch import nn
 
 from frozenbn_cli import FrozenBatchNorm2d, convert_file, load_frozen
 from frozenbn_cli.batch_norms.record import METADATA_KEY
-from frozenbn_cli.conversion import ConvertOptions
+from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, UsageError
 from frozenbn_cli.selection import Selection
 from tests.files import save

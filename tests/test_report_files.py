@@ -18,7 +18,7 @@ import torch
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.summaries import Spread, Summary
 from frozenbn_cli.containers.atomic_output import AtomicOutput
-from frozenbn_cli.conversion import ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import inspect_file

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.file_results import ConversionSummary, FileResult
 from frozenbn_cli.inspection import Inspection, inspect_file

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frozenbn_cli.commands.sink import Sink, complain
-from frozenbn_cli.conversion import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
 from frozenbn_cli.model_files import names_several
 from frozenbn_cli.reports.console import ProgressBar

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.batch_norms.summaries import Summary
-from frozenbn_cli.conversion import ConversionResult
+from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.reports.claims_text import verdict_line

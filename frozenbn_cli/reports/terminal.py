@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from frozenbn_cli.batch_norms.plan import LayerPlan
-from frozenbn_cli.conversion import ConversionResult
+from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.reports.claims_text import claims_table, evidence, verdict_line
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import (

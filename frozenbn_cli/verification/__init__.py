@@ -1,1 +1,1 @@
-"""The three claims on a converted file, checked against its source; see `frozenbn_cli.verification.claims`."""
+"""The three claims on a converted file, checked against its source."""

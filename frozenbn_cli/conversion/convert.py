@@ -15,7 +15,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.atomic_output import AtomicOutput
-from frozenbn_cli.conversion_terms import ConversionResult, ConvertOptions
+from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
     NothingToFreezeError,
     RefusedError,
@@ -41,7 +41,7 @@ from frozenbn_cli.verification.claims import Claim, ClaimName
 from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
-    from frozenbn_cli.scripting import Made
+    from frozenbn_cli.conversion.scripting import Made
 
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
@@ -297,7 +297,7 @@ class _Conversion:
     ) -> Iterator[ScriptArchive]:
         """Make an archive of the live model, with the layers of a record frozen."""
         path = Path(folder, "model.pt")
-        scripting = import_quietly("frozenbn_cli.scripting")
+        scripting = import_quietly("frozenbn_cli.conversion.scripting")
         self._made = scripting.make_archive(
             self._checkpoint, part, record.layers, path, self._options
         )

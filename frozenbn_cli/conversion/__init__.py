@@ -1,0 +1,1 @@
+"""Converting one file: its terms, the steps, and TorchScript made of a live model."""
