@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
-    from frozenbn_cli.batch import convert_files as convert_files
     from frozenbn_cli.conversion.convert import ConversionResult as ConversionResult
     from frozenbn_cli.conversion.convert import ConvertOptions as ConvertOptions
     from frozenbn_cli.conversion.convert import convert_file as convert_file
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
-    from frozenbn_cli.file_results import FileResult as FileResult
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
     from frozenbn_cli.live_models.run_options import VerifyOptions as VerifyOptions
     from frozenbn_cli.loading import load_frozen as load_frozen
+    from frozenbn_cli.many_files.batch import convert_files as convert_files
+    from frozenbn_cli.many_files.file_results import FileResult as FileResult
     from frozenbn_cli.modules import convert_bn_to_frozen as convert_bn_to_frozen
     from frozenbn_cli.modules import convert_frozen_to_bn as convert_frozen_to_bn
     from frozenbn_cli.modules import survey_batch_norms as survey_batch_norms

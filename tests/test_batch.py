@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-import frozenbn_cli.batch
+import frozenbn_cli.many_files.batch
 from frozenbn_cli import ConvertOptions, FileResult, Selection, convert_file, convert_files
-from frozenbn_cli.batch import convert_one
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import OutputError, UsageError
-from frozenbn_cli.file_results import exit_code_of
 from frozenbn_cli.live_models.target import ModelTarget, identity_of_model
+from frozenbn_cli.many_files.batch import convert_one
+from frozenbn_cli.many_files.file_results import exit_code_of
 from tests.files import batch_norm, nested, save, small_state
 
 FAST = ConvertOptions(verify=False)
@@ -121,7 +121,7 @@ def test_a_bug_concerns_its_file_alone(
             raise ZeroDivisionError("oops")
         return convert_file(path, **arguments)
 
-    monkeypatch.setattr(frozenbn_cli.batch, "convert_file", convert)
+    monkeypatch.setattr(frozenbn_cli.many_files.batch, "convert_file", convert)
 
     results = convert_here(zoo, output_dir=tmp_path / "out")
 
@@ -403,9 +403,9 @@ def test_the_mark_does_not_outlive_the_work(zoo: Path, tmp_path: Path) -> None:
     assert outside.exists()
 
 
-def job_of(path: Path) -> frozenbn_cli.batch.Job:
-    return frozenbn_cli.batch.Job(
-        file=frozenbn_cli.batch.ModelFile(path, path.parent / "out"),
+def job_of(path: Path) -> frozenbn_cli.many_files.batch.Job:
+    return frozenbn_cli.many_files.batch.Job(
+        file=frozenbn_cli.many_files.batch.ModelFile(path, path.parent / "out"),
         options=ConvertOptions(verify=False), skip_existing=True, was_there=False, mark="0",
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from frozenbn_cli import cli
 from frozenbn_cli.errors import DependencyError
-from frozenbn_cli.file_results import FileResult
+from frozenbn_cli.many_files.file_results import FileResult
 from frozenbn_cli.reports.batch_view import BatchView
 from tests.files import save, small_state
 from tests.test_cli import run_here

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.model_files import check_collisions, find_model_files, names_several
+from frozenbn_cli.many_files.model_files import check_collisions, find_model_files, names_several
 from tests.files import save, small_state
 
 INDEX = '{"weight_map": {"w": "model-00001-of-00001.safetensors"}}'

@@ -21,9 +21,9 @@ from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
-from frozenbn_cli.file_results import ConversionSummary, FileResult
 from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.live_models.run_options import VerifyOptions
+from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.documents import (

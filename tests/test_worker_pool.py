@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from frozenbn_cli import worker_pool
-from frozenbn_cli.worker_pool import WorkerDiedError, WorkerPool, answer, default_jobs
+from frozenbn_cli.many_files.worker_pool import WorkerDiedError, WorkerPool, answer, default_jobs
 
 
 def processes_of(pool: WorkerPool) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from frozenbn_cli.commands.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
-from frozenbn_cli.model_files import names_several
+from frozenbn_cli.many_files.model_files import names_several
 from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import conversion_document, error_fields
 from frozenbn_cli.reports.sections import conversion_section

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from frozenbn_cli.batch import convert_files
 from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
-from frozenbn_cli.dask_cluster import dask_executor
-from frozenbn_cli.file_results import FileResult, exit_code_of
+from frozenbn_cli.many_files.batch import convert_files
+from frozenbn_cli.many_files.dask_cluster import dask_executor
+from frozenbn_cli.many_files.file_results import FileResult, exit_code_of
 from frozenbn_cli.reports.batch_text import batch_report, file_line
 from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import make_console

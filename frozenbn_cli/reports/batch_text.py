@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.file_results import FileResult
+from frozenbn_cli.many_files.file_results import FileResult
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.reports.pieces import lean_table, separated, size_text
 from frozenbn_cli.verification.claims import verdict

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from frozenbn_cli.file_results import FileResult
+from frozenbn_cli.many_files.file_results import FileResult
 from frozenbn_cli.reports.batch_text import file_table, state_cell
 from frozenbn_cli.reports.console import printable, symbol
 from frozenbn_cli.wording import counted

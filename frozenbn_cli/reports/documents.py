@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
-from frozenbn_cli.file_results import ConversionSummary, FileResult, exit_code_of
 from frozenbn_cli.inspection import FIRST_DECADE, InspectedStateDict, Inspection, Statistics
+from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult, exit_code_of
 from frozenbn_cli.verification.claims import Claim, Measure, verdict
 
 if TYPE_CHECKING:

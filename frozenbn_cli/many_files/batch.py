@@ -23,18 +23,18 @@ from frozenbn_cli.errors import (
     UsageError,
     internal_error,
 )
-from frozenbn_cli.file_results import ConversionSummary, FileResult, FileState
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.model_files import (
+from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult, FileState
+from frozenbn_cli.many_files.model_files import (
     ModelFile,
     check_collisions,
     find_model_files,
     possible_outputs,
 )
+from frozenbn_cli.many_files.resuming import find_existing
+from frozenbn_cli.many_files.worker_pool import WorkerPool, default_jobs
 from frozenbn_cli.outputs import OutputFormat
-from frozenbn_cli.resuming import find_existing
 from frozenbn_cli.version import __version__
-from frozenbn_cli.worker_pool import WorkerPool, default_jobs
 
 __all__ = ["BatchProgress", "Job", "convert_files", "convert_one"]
 

@@ -27,7 +27,7 @@ __all__ = ["WorkerDiedError", "WorkerPool", "answer", "default_jobs", "serve"]
 _START = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
-from frozenbn_cli.worker_pool import serve
+from frozenbn_cli.many_files.worker_pool import serve
 serve()
 """
 _MOST_JOBS = 8
