@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
-    from frozenbn_cli.conversion.convert import ConversionResult as ConversionResult
-    from frozenbn_cli.conversion.convert import ConvertOptions as ConvertOptions
     from frozenbn_cli.conversion.convert import convert_file as convert_file
+    from frozenbn_cli.conversion.terms import ConversionResult as ConversionResult
+    from frozenbn_cli.conversion.terms import ConvertOptions as ConvertOptions
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from frozenbn_cli.verification.files import verify_files as verify_files
 
 _HOMES = {
-    "ConversionResult": "conversion",
-    "ConvertOptions": "conversion",
-    "FileResult": "file_results",
+    "ConversionResult": "conversion.terms",
+    "ConvertOptions": "conversion.terms",
+    "FileResult": "many_files.file_results",
     "FrozenBNError": "errors",
     "FrozenBatchNorm2d": "nn",
     "Inspection": "inspection",
     "Selection": "selection",
     "VerificationResult": "verification.files",
-    "VerifyOptions": "verification.options",
+    "VerifyOptions": "live_models.run_options",
     "convert_bn_to_frozen": "modules",
-    "convert_file": "conversion",
-    "convert_files": "batch",
+    "convert_file": "conversion.convert",
+    "convert_files": "many_files.batch",
     "convert_frozen_to_bn": "modules",
     "frozen_batch_norm": "nn",
     "inspect_file": "inspection",

@@ -10,7 +10,7 @@ import pytest
 
 import frozenbn_cli
 from frozenbn_cli import cli
-from frozenbn_cli.commands import convert
+from frozenbn_cli.cli import convert
 from tests.files import batch_norm, nested, save, small_state
 
 
@@ -313,7 +313,8 @@ def test_names_cannot_steer_the_terminal(
 def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> None:
     # The output's own name is taken by a pipe that nobody reads, so that the run cannot end.
     code = (
-        "import sys, time; from frozenbn_cli import conversion, cli;"
+        "import sys, time; from frozenbn_cli import cli;"
+        "from frozenbn_cli.conversion import convert as conversion;"
         "conversion._check_record = lambda *_: (print('ready', flush=True), time.sleep(60));"
         "sys.argv = ['frozenbn', 'convert', sys.argv[1], '--no-verify']; cli.main()"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frozenbn_cli.cli import run
+from frozenbn_cli.cli.app import run
 from tests.files import save
 from tests.models import perturb, small_cnn
 

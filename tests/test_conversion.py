@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import frozenbn_cli
-from frozenbn_cli import outputs
 from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import open_checkpoint
+from frozenbn_cli.containers.safetensors_file import SafetensorsWriter
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     DamagedFileError,
@@ -385,7 +385,7 @@ class TestLeavesNothingBehind:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(outputs.SafetensorsWriter, "write", full)
+        monkeypatch.setattr(SafetensorsWriter, "write", full)
 
         with pytest.raises(OutputError, match="No space left"):
             convert_file(source)
@@ -420,12 +420,12 @@ class TestLeavesNothingBehind:
     def test_when_the_writer_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write = outputs.SafetensorsWriter.write
+        write = SafetensorsWriter.write
 
         def flipping(self: Any, chunk: bytes) -> None:
             write(self, bytes([chunk[0] ^ 1]) + chunk[1:])
 
-        monkeypatch.setattr(outputs.SafetensorsWriter, "write", flipping)
+        monkeypatch.setattr(SafetensorsWriter, "write", flipping)
 
         with pytest.raises(VerificationError, match="contents"):
             convert_file(save(tmp_path / "a.pt", small_state()))
@@ -433,7 +433,7 @@ class TestLeavesNothingBehind:
     def test_when_the_final_header_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        finish = outputs.SafetensorsWriter.finish
+        finish = SafetensorsWriter.finish
 
         def forgetting(self: Any, metadata: dict[str, str]) -> None:
             finish(
@@ -443,7 +443,7 @@ class TestLeavesNothingBehind:
                 else metadata,
             )
 
-        monkeypatch.setattr(outputs.SafetensorsWriter, "finish", forgetting)
+        monkeypatch.setattr(SafetensorsWriter, "finish", forgetting)
 
         with pytest.raises(VerificationError, match="record"):
             convert_file(save(tmp_path / "a.pt", small_state()))

@@ -24,7 +24,7 @@ pytest.importorskip("distributed")
 _WAIT_ONCE = """
 import os, time
 from pathlib import Path
-from frozenbn_cli import conversion
+from frozenbn_cli.conversion import convert as conversion
 
 check, victim = conversion._check_record, Path(os.environ["VICTIM"])
 
@@ -109,8 +109,8 @@ def test_a_worker_that_is_killed_midway_costs_no_output(
 def test_a_scheduler_that_does_not_answer_is_wrong_usage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frozenbn_cli import dask_cluster
     from frozenbn_cli.errors import UsageError
+    from frozenbn_cli.many_files import dask_cluster
 
     monkeypatch.setattr(dask_cluster, "_PATIENCE_SECONDS", 0.3)
 

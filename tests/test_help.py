@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchvision
 
-from frozenbn_cli import options
-from frozenbn_cli.cli import run
+from frozenbn_cli.cli import options
+from frozenbn_cli.cli.app import run
 from tests.files import save
 from tests.models import build
 

@@ -15,8 +15,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from frozenbn_cli import cli
-from frozenbn_cli.errors import DependencyError
+from frozenbn_cli.errors import DependencyError, UsageError
 from frozenbn_cli.many_files.file_results import FileResult
 from frozenbn_cli.reports.batch_view import BatchView
 from tests.files import save, small_state
@@ -184,7 +183,7 @@ class TestTheLiveTable:
         for done, path in enumerate(paths[:14]):
             view(FileResult(path=path, state="running"), min(done, 12), 40)
             if done < 12:
-                error = cli.UsageError("why") if done == 11 else None
+                error = UsageError("why") if done == 11 else None
                 state = "failed" if error else "done"
                 view(FileResult(path=path, state=state, error=error, seconds=1.0), done + 1, 40)
         return view
@@ -223,7 +222,7 @@ class TestTheLiveTable:
         console, told = terminal(80), []
         with BatchView(console, show=None, complain=told.append) as view:
             view(FileResult(path=Path("a"), state="waiting"), 0, 1)
-            view(FileResult(path=Path("a"), state="failed", error=cli.UsageError("x")), 1, 1)
+            view(FileResult(path=Path("a"), state="failed", error=UsageError("x")), 1, 1)
             assert not told
         assert len(told) == 1
 
@@ -233,7 +232,7 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A run that has finished one file, and is in the middle of another, its file half written."""
     code = (
         "import os, pathlib, sys, time\n"
-        "from frozenbn_cli import conversion\n"
+        "from frozenbn_cli.conversion import convert as conversion\n"
         "check = conversion._check_record\n"
         "def wait(path, *arguments):\n"
         "    if path.name.startswith('.stuck'):\n"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from frozenbn_cli.cli.option_values import parse_model
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.building import build
 from frozenbn_cli.live_models.target import ModelTarget, name_of_model
-from frozenbn_cli.option_values import parse_model
 from tests.files import save, small_state
 
 SOURCE = """
@@ -139,7 +139,7 @@ def test_names_a_model() -> None:
 
 class TestCommandLine:
     def run(self, *arguments: str) -> tuple[int, str]:
-        from frozenbn_cli.cli import run
+        from frozenbn_cli.cli.app import run
 
         return run(list(arguments))
 

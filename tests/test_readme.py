@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frozenbn_cli import convert_files
-from frozenbn_cli.cli import run
+from frozenbn_cli.cli.app import run
 from tests.archives import script
 from tests.files import save, small_state
 from tests.models import build

@@ -17,8 +17,9 @@ import torch
 import torchvision
 from torch import nn
 
-from frozenbn_cli import conversion, load_frozen
+from frozenbn_cli import load_frozen
 from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.conversion import convert as conversion
 from frozenbn_cli.errors import (
     DamagedFileError,
     FrozenBNError,

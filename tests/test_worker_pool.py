@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from frozenbn_cli import worker_pool
+from frozenbn_cli.many_files import worker_pool
 from frozenbn_cli.many_files.worker_pool import WorkerDiedError, WorkerPool, answer, default_jobs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from frozenbn_cli.commands.sink import Sink
+from frozenbn_cli.cli.sink import Sink
 from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import verification_document

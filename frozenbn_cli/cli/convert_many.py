@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave
 from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.many_files.dask_cluster import dask_executor
 from frozenbn_cli.many_files.file_results import FileResult, exit_code_of

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from frozenbn_cli.commands.sink import Sink, complain
+from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
 from frozenbn_cli.many_files.model_files import names_several

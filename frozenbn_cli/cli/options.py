@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from frozenbn_cli.live_models.run_options import MOST_RUNS
-from frozenbn_cli.option_values import (
+from frozenbn_cli.cli.option_values import (
     check_finite,
     check_model_arguments,
     check_shapes,
 )
+from frozenbn_cli.live_models.run_options import MOST_RUNS
 
 __all__ = [
     "CONVERT_EXAMPLES",

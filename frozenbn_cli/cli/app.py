@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from frozenbn_cli import options
-from frozenbn_cli.commands.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.cli import options
+from frozenbn_cli.cli.option_values import parse_model, parse_shapes
+from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave
 from frozenbn_cli.errors import (
     INTERRUPTED,
     FrozenBNError,
@@ -23,7 +24,6 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.run_options import VerifyOptions
-from frozenbn_cli.option_values import parse_model, parse_shapes
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.version import __version__
 
@@ -96,7 +96,7 @@ def inspect(
         model=parse_model(model, model_arg),
         summarize=sink.has_report,
     )
-    command = import_quietly("frozenbn_cli.commands.inspect")
+    command = import_quietly("frozenbn_cli.cli.inspect")
     raise typer.Exit(
         command.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check)
     )
@@ -167,11 +167,11 @@ def convert(
             raise UsageError("--output and --output-dir are given; one of them says where")
         if report is not None:
             raise UsageError("--report shows one conversion; --json tells of many")
-        many = import_quietly("frozenbn_cli.commands.convert_many")
+        many = import_quietly("frozenbn_cli.cli.convert_many")
         convert_with = partial(many.convert_files, checkpoints, output_dir=output_dir, options=how)
         code = many.run(partial(convert_with, **batch), scheduler, sink, all_files=all_layers)
         raise typer.Exit(code)
-    one = import_quietly("frozenbn_cli.commands.convert")
+    one = import_quietly("frozenbn_cli.cli.convert")
     one.check_alone(checkpoints, *batch.values(), scheduler)
     raise typer.Exit(one.run(checkpoints[0], output, how, sink, all_layers=all_layers))
 
@@ -220,7 +220,7 @@ def verify(
         trust=trust,
         summarize=sink.has_report,
     )
-    command = import_quietly("frozenbn_cli.commands.verify")
+    command = import_quietly("frozenbn_cli.cli.verify")
     raise typer.Exit(command.run(original, converted, how, sink))
 
 

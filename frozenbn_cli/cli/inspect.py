@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from frozenbn_cli.commands.sink import Sink, complain
+from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import Inspection
 from frozenbn_cli.reports.documents import inspection_document
