@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
-    from frozenbn_cli.live_models.run_options import VerifyOptions as VerifyOptions
     from frozenbn_cli.loading import load_frozen as load_frozen
     from frozenbn_cli.many_files.batch import convert_files as convert_files
     from frozenbn_cli.many_files.file_results import FileResult as FileResult
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from frozenbn_cli.selection import Selection as Selection
     from frozenbn_cli.verification.files import VerificationResult as VerificationResult
     from frozenbn_cli.verification.files import verify_files as verify_files
+    from frozenbn_cli.verification.terms import VerifyOptions as VerifyOptions
 
 _HOMES = {
     "ConversionResult": "conversion.terms",
@@ -39,7 +39,7 @@ _HOMES = {
     "Inspection": "inspection",
     "Selection": "selection",
     "VerificationResult": "verification.files",
-    "VerifyOptions": "live_models.run_options",
+    "VerifyOptions": "verification.terms",
     "convert_bn_to_frozen": "modules",
     "convert_file": "conversion.convert",
     "convert_files": "many_files.batch",

@@ -22,7 +22,6 @@ from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
 from frozenbn_cli.errors import FrozenBNError, OutputError, RefusedError, UsageError
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import inspect_file
-from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.reports import html, markdown
 from frozenbn_cli.reports.charts import difference_chart, scale_chart, variance_chart
 from frozenbn_cli.reports.evidence import difference_rows
@@ -34,6 +33,7 @@ from frozenbn_cli.reports.sections import (
     verification_section,
 )
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
+from frozenbn_cli.verification.terms import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state
 from tests.test_cli import run_here
 from tests.test_reports import Hostile, assert_golden, broken, converted, inspected, many_layers

@@ -22,7 +22,6 @@ from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.inspection import Inspection, inspect_file
-from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
@@ -40,6 +39,7 @@ from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.files import VerificationResult, verify_files
+from frozenbn_cli.verification.terms import VerifyOptions
 from tests.files import State, batch_norm, nested, save, small_state
 
 GOLDEN = Path(__file__).with_name("golden")

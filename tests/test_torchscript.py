@@ -30,7 +30,7 @@ from frozenbn_cli.errors import (
     VerificationError,
 )
 from frozenbn_cli.inspection import inspect_file
-from frozenbn_cli.outputs.torch import OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from tests.archives import (

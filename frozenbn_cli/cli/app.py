@@ -23,8 +23,8 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.version import __version__
 
 __all__ = ["app", "main", "run"]

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from frozenbn_cli.cli.sink import Sink
-from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import verification_document
 from frozenbn_cli.reports.sections import verification_section
 from frozenbn_cli.reports.verification_text import verification_report
 from frozenbn_cli.verification.files import verify_files
+from frozenbn_cli.verification.terms import VerifyOptions
 
 __all__ = ["run"]
 

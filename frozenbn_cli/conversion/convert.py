@@ -27,7 +27,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
-from frozenbn_cli.outputs.torch import (
+from frozenbn_cli.outputs import (
     OUTPUTS,
     Output,
     OutputFormat,

@@ -14,7 +14,7 @@ from frozenbn_cli.checkpoints import Checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
-from frozenbn_cli.outputs.torch import OUTPUTS, OutputFormat
+from frozenbn_cli.outputs import OUTPUTS, OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 

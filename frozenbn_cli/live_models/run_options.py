@@ -1,16 +1,15 @@
-"""How to verify: which model is run, on what, and how equal its outputs have to be."""
+"""Which model is run to verify a file, and on what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.selection import Selection
 
-__all__ = ["MOST_RUNS", "RunOptions", "VerifyOptions"]
+__all__ = ["MOST_RUNS", "RunOptions"]
 
 MOST_RUNS = 100
 """The outputs of all runs of the original are kept until the converted model gives its own."""
@@ -45,25 +44,3 @@ class RunOptions:
             raise UsageError(f"seed {self.seed}", expected="0 or more, below 2^63")
         if self.inputs is not None and (self.input_shapes or self.runs > 1):
             raise UsageError("inputs are given by a file, and also by shapes or a number of runs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyOptions(RunOptions):
-    """How to verify one file against another.
-
-    Attributes:
-        key: Which state dict of a file that holds several, such as ``model_ema``.
-        eps: Of every layer whose eps the original does not hold; None takes what the converted
-            file states.
-        selection: Which layers have to be frozen.
-        atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
-        rtol: As above.
-        summarize: Sum up the numbers of each layer, for a report that draws them.
-    """
-
-    key: str | None = None
-    eps: float | None = None
-    selection: Selection = field(default_factory=Selection)
-    atol: float = 0.0
-    rtol: float = 0.0
-    summarize: bool = False

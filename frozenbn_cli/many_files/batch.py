@@ -33,7 +33,7 @@ from frozenbn_cli.many_files.model_files import (
 )
 from frozenbn_cli.many_files.resuming import find_existing
 from frozenbn_cli.many_files.worker_pool import WorkerPool, default_jobs
-from frozenbn_cli.outputs.torch import OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.version import __version__
 
 __all__ = ["BatchProgress", "Job", "convert_files", "convert_one"]

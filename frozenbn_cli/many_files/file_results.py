@@ -10,7 +10,7 @@ from typing import Literal
 
 from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
-from frozenbn_cli.outputs.torch import OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["ConversionSummary", "FileResult", "FileState", "exit_code_of"]

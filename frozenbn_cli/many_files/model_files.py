@@ -18,7 +18,7 @@ from pathlib import Path
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.checkpoints.safetensors import INDEX_SUFFIX
 from frozenbn_cli.errors import InputError, UsageError
-from frozenbn_cli.outputs.torch import OutputFormat, default_output
+from frozenbn_cli.outputs import OutputFormat, default_output
 
 __all__ = [
     "MODEL_SUFFIXES",

@@ -8,7 +8,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.errors import InputError, UsageError
-from frozenbn_cli.outputs.torch import OutputFormat, default_output
+from frozenbn_cli.outputs import OutputFormat, default_output
 
 __all__ = ["find_existing"]
 

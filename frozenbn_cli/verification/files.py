@@ -13,7 +13,6 @@ from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models.building import BuiltOnce, described_by
-from frozenbn_cli.live_models.run_options import VerifyOptions
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
@@ -33,6 +32,7 @@ from frozenbn_cli.verification.freezing import (
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.running import verify_model
+from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.written import WrittenFile, open_part
 from frozenbn_cli.version import __version__
 from frozenbn_cli.wording import listed

@@ -10,7 +10,7 @@ from typing import cast
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.outputs.torch import OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim

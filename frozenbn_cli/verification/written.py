@@ -18,7 +18,7 @@ from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.errors import VerificationError
-from frozenbn_cli.outputs.torch import OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 
 __all__ = ["WINDOW_BYTES", "WrittenFile", "open_part", "open_written", "to_tensor"]
 

@@ -1,0 +1,32 @@
+"""How one file is verified against another: what was wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.selection import Selection
+
+__all__ = ["VerifyOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions(RunOptions):
+    """How to verify one file against another.
+
+    Attributes:
+        key: Which state dict of a file that holds several, such as ``model_ema``.
+        eps: Of every layer whose eps the original does not hold; None takes what the converted
+            file states.
+        selection: Which layers have to be frozen.
+        atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
+        rtol: As above.
+        summarize: Sum up the numbers of each layer, for a report that draws them.
+    """
+
+    key: str | None = None
+    eps: float | None = None
+    selection: Selection = field(default_factory=Selection)
+    atol: float = 0.0
+    rtol: float = 0.0
+    summarize: bool = False
