@@ -1,6 +1,7 @@
 """Imports run one way only, and the public names are what they are documented to be."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,53 +11,56 @@ import pytest
 import frozenbn_cli
 
 PACKAGE = Path(frozenbn_cli.__file__).parent
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 
-# Each part may import those below it, never those beside or above.
-LEVELS = [
-    {"__main__"},
-    {"cli"},
-    {"commands"},
-    {"options"},
-    {"option_values"},
-    {"reports"},
-    {"batch"},
-    {"resuming", "file_results"},
-    {"conversion", "inspection"},
-    {"conversion_terms"},
-    {"scripting"},
-    {"verification"},
-    {"summaries"},
-    {"plan", "model_files"},
-    {"outputs"},
-    {"loading", "live_models"},
-    {"modules", "findings", "metadata"},
-    {"batch_norm", "nn", "claims", "model_target"},
-    {"checkpoints"},
-    {"torchscript"},
-    {"containers"},
-    {"pickles", "selection", "worker_pool", "dask_cluster"},
-    {"errors", "importing", "stages", "wording"},
-]
-LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+
+def read_map() -> list[list[str]]:
+    """Return the rows of the map in CONTRIBUTING.md: each may import those below it alone."""
+    _, _, rest = CONTRIBUTING.read_text(encoding="utf-8").partition("```text\n")
+    rows = rest.partition("```")[0].splitlines()
+    return [re.split(r"\s{2,}", row)[0].split() for row in rows]
+
+
+ROWS = [["__main__.py"], *read_map()]
+LEVEL = {
+    part.removesuffix(".py").removesuffix("/"): level
+    for level, parts in enumerate(ROWS)
+    for part in parts
+}
 
 
 def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports by statements, those that wait too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{name.name}" for name in node.names}
+            modules = {name for name in inner if is_module(name)}
+            found |= modules or {node.module}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_quietly":
+            found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    return {name for name in found if name.startswith("frozenbn_cli")}
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
 def imported_parts(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [
-        name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
-    ]
-    parts = {
-        module.split(".")[1] for module in modules if module and module.startswith("frozenbn_cli.")
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "frozenbn_cli":
-            parts |= {name.name for name in node.names} & LEVEL.keys()
-    return parts
+    """Return the parts that a file imports; the package's face counts as one that none may."""
+    return {[*name.split("."), "the face"][1] for name in imported_modules(path)}
 
 
 @pytest.mark.parametrize(
@@ -67,9 +71,36 @@ def imported_parts(path: Path) -> set[str]:
 def test_imports_run_downward(path: Path) -> None:
     part = part_of(path)
 
-    upward = {name for name in imported_parts(path) if name != part and LEVEL[name] <= LEVEL[part]}
+    upward = {
+        name for name in imported_parts(path) if name != part and LEVEL.get(name, -1) <= LEVEL[part]
+    }
 
     assert not upward
+
+
+def test_the_map_names_all_that_is_there_and_nothing_else() -> None:
+    there = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+
+    assert {part for parts in ROWS for part in parts} == there - {"__init__.py"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module_of(path): imported_modules(path) for path in PACKAGE.rglob("*.py")}
+    done: set[str] = set()
+
+    def follow(module: str, behind: tuple[str, ...]) -> None:
+        assert module not in behind, " -> ".join([*behind, module])
+        if module not in done:
+            for other in graph.get(module, ()):
+                follow(other, (*behind, module))
+            done.add(module)
+
+    for module in graph:
+        follow(module, ())
 
 
 def test_the_layer_imports_torch_alone() -> None:
@@ -84,7 +115,7 @@ def test_the_layer_imports_torch_alone() -> None:
 
 def test_only_the_reports_and_the_command_line_print() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if part_of(path) not in {"reports", "cli", "commands", "options", "option_values"}:
+        if part_of(path) not in {"reports", "cli"}:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             assert not {"print", "rich", "typer"} & names, path
