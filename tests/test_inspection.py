@@ -10,7 +10,7 @@ from torch import nn
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.selection import Selection
-from tests.files import batch_norm, nested, save, small_state
+from tests.builders.files import batch_norm, nested, save, small_state
 
 
 def test_tells_what_a_file_is(tmp_path: Path) -> None:

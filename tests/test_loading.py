@@ -11,8 +11,8 @@ from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, UsageError
 from frozenbn_cli.selection import Selection
-from tests.files import save
-from tests.models import perturb
+from tests.builders.files import save
+from tests.builders.models import perturb
 
 
 def model(eps: float = 1e-5) -> nn.Sequential:

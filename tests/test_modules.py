@@ -26,7 +26,7 @@ from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 from frozenbn_cli.errors import DependencyError, UsageError
 from frozenbn_cli.modules import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d
-from tests.models import Detectron2FrozenBatchNorm2d, assert_same_bits, perturb, small_cnn
+from tests.builders.models import Detectron2FrozenBatchNorm2d, assert_same_bits, perturb, small_cnn
 
 ignores_torchscript_warning = pytest.mark.filterwarnings(
     "ignore:`torch.jit.* is deprecated:FutureWarning"

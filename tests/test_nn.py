@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d, frozen_batch_norm
-from tests.models import (
+from tests.builders.models import (
     Detectron2FrozenBatchNorm2d,
     assert_same_bits,
     perturb,

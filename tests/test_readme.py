@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from frozenbn_cli import convert_files
 from frozenbn_cli.cli.app import run
-from tests.archives import script
-from tests.files import save, small_state
-from tests.models import build
+from tests.builders.archives import script
+from tests.builders.files import save, small_state
+from tests.builders.models import build
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)

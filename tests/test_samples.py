@@ -22,8 +22,8 @@ from samples.make_samples import (
     save_scripted,
     train_epoch,
 )
-from tests.archives import assert_freezes, load, records
-from tests.models import assert_same_bits
+from tests.builders.archives import assert_freezes, load, records
+from tests.builders.models import assert_same_bits
 
 
 @pytest.fixture(scope="module")

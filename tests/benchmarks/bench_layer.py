@@ -27,7 +27,7 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli.nn import FrozenBatchNorm2d
-from tests.models import Detectron2FrozenBatchNorm2d
+from tests.builders.models import Detectron2FrozenBatchNorm2d
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "ours": FrozenBatchNorm2d,

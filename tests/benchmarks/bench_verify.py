@@ -15,7 +15,7 @@ from tests.benchmarks.processes import FROZENBN, in_turns, make_file, print_head
 
 _MAKE = """
 import sys, torch, torchvision
-from tests.models import perturb
+from tests.builders.models import perturb
 torch.save(perturb(torchvision.models.resnet50()).state_dict(), sys.argv[1])
 """
 _BUILD_AND_RUN = """

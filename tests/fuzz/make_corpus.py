@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from frozenbn_cli import ConvertOptions, convert_file
-from tests.files import batch_norm, nested, save
+from tests.builders.files import batch_norm, nested, save
 
 
 def write_corpus(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Builders of models and files that the tests are about."""
