@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from frozenbn_cli.errors import DependencyError, UsageError
 from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.torch_jit import is_script_module
 
 __all__ = [
     "BatchNormDecision",
@@ -179,9 +180,7 @@ def _type_name(layer: nn.Module) -> str:
 
 
 def _is_scripted_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in getattr(
-        module, "original_name", ""
-    )
+    return is_script_module(module) and "BatchNorm" in getattr(module, "original_name", "")
 
 
 def _is_timm_batch_norm_act(layer: nn.Module) -> bool:
@@ -193,7 +192,7 @@ def _is_timm_batch_norm_act(layer: nn.Module) -> bool:
 
 def _reason_left_alone(layer: Any) -> str | None:
     """Return why ``layer`` cannot be frozen without changing what it does, or None."""
-    if isinstance(layer, torch.jit.ScriptModule):
+    if is_script_module(layer):
         return "compiled TorchScript: convert its file with `frozenbn convert`"
     if isinstance(layer, nn.modules.batchnorm._LazyNormBase):
         return "lazy layer that never ran: it has no statistics yet"

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from frozenbn_cli.torch_jit import is_scripting, is_tracing
+
 __all__ = ["FrozenBatchNorm2d", "FrozenBatchNormAct2d", "frozen_batch_norm"]
 
 
@@ -69,7 +71,7 @@ def _eager_batch_norm(
         and (weight is None or not weight.requires_grad)
         and (bias is None or not bias.requires_grad)
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not is_tracing()
         and not _is_transformed()
     ):
         output: Tensor = _InputGradientOnly.apply(
@@ -116,7 +118,7 @@ def frozen_batch_norm(
             f"expected 4 dimensions (N, C, H, W), found {input.dim()} in an input of shape "
             f"{list(input.shape)}"
         )
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+    if is_scripting():
         output = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     else:
         output = _eager_batch_norm(input, running_mean, running_var, weight, bias, eps)
@@ -172,7 +174,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised ``input``, both of shape (N, C, H, W)."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if not is_scripting():
             # A module looks for attributes among much else before it finds a buffer. A buffer that
             # somebody made a parameter, or parametrised, is found the long way.
             of: dict[str, Any] = self._buffers

@@ -1,6 +1,7 @@
 """Imports run one way only, and the public names are what they are documented to be."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import frozenbn_cli
+from frozenbn_cli import cli, nn
+from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
+from frozenbn_cli.reports.documents import SCHEMA_VERSION
 
 PACKAGE = Path(frozenbn_cli.__file__).parent
 CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
@@ -39,7 +44,11 @@ def module_of(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Return the modules of the package that a file imports by statements, those that wait too."""
+    """Return the modules of the package that a file imports, those that it waits to import too."""
+    return {name for name in imported_by(path) if name.startswith("frozenbn_cli")}
+
+
+def imported_by(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -50,7 +59,7 @@ def imported_modules(path: Path) -> set[str]:
             found |= modules or {node.module}
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_quietly":
             found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
-    return {name for name in found if name.startswith("frozenbn_cli")}
+    return found
 
 
 def is_module(name: str) -> bool:
@@ -103,14 +112,21 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         follow(module, ())
 
 
-def test_the_layer_imports_torch_alone() -> None:
-    tree = ast.parse((PACKAGE / "nn.py").read_text(encoding="utf-8"))
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {
-        name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
-    }
+def imported_roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_by(path)}
 
-    assert {module.split(".")[0] for module in modules if module} == {"torch", "typing"}
+
+def test_the_layer_imports_torch_and_the_door_to_torch_jit_alone() -> None:
+    assert imported_modules(PACKAGE / "nn.py") == {"frozenbn_cli.torch_jit"}
+    assert imported_roots(PACKAGE / "nn.py") == {"frozenbn_cli", "torch", "typing"}
+    assert imported_roots(PACKAGE / "torch_jit.py") <= sys.stdlib_module_names | {"torch"}
+
+
+def test_torch_jit_has_one_door() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        asked = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert path.name == "torch_jit.py" or "torch.jit" not in asked, path
 
 
 def test_only_the_reports_and_the_command_line_print() -> None:
@@ -119,6 +135,40 @@ def test_only_the_reports_and_the_command_line_print() -> None:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             assert not {"print", "rich", "typer"} & names, path
+
+
+PUBLIC = {
+    "ConversionResult", "ConvertOptions", "FileResult", "FrozenBNError", "FrozenBatchNorm2d",
+    "Inspection", "Selection", "VerificationResult", "VerifyOptions", "__version__",
+    "convert_bn_to_frozen", "convert_file", "convert_files", "convert_frozen_to_bn",
+    "frozen_batch_norm", "inspect_file", "load_frozen", "survey_batch_norms", "verify_files",
+}  # fmt: skip
+
+
+def test_public_names_stay() -> None:
+    assert set(frozenbn_cli.__all__) >= PUBLIC
+    assert {"FrozenBatchNorm2d", "FrozenBatchNormAct2d", "frozen_batch_norm"} <= set(nn.__all__)
+    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'frozenbn = "frozenbn_cli.cli:main"' in project
+    assert callable(cli.main)
+
+
+def test_what_is_stored_in_files_and_printed_for_programs_stays() -> None:
+    record = ConversionRecord("0", {}, {"bn": Eps(1e-3, "given")}, ("contents",), {})
+
+    assert METADATA_KEY == "frozenbn.conversion"
+    document = json.loads(record.to_text())
+    assert document == document | {
+        "schema_version": 1,
+        "frozenbn": "0",
+        "source": {},
+        "layers": {"bn": {"eps": 1e-3, "eps_source": "given"}},
+        "verified": ["contents"],
+        "options": {},
+    }
+    schema = json.loads((PACKAGE / "reports/schema.json").read_text(encoding="utf-8"))
+    assert SCHEMA_VERSION == 1
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
 def test_every_public_name_can_be_imported() -> None:

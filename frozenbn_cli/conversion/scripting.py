@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
-from frozenbn_cli.errors import UnsupportedFileError, UsageError
+from frozenbn_cli.errors import DependencyError, UnsupportedFileError, UsageError
 from frozenbn_cli.live_models.building import first_line, foreign_code, scripted, state_of
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -55,9 +56,12 @@ def make_archive(
         options: The model that the file belongs to, or that it is trusted; inputs for tracing.
 
     Raises:
+        DependencyError: This PyTorch has no TorchScript.
         UsageError: There is no model, or it does not fit the file.
         UnsupportedFileError: It can be neither scripted nor traced.
     """
+    if not torch_jit.IS_THERE:
+        raise DependencyError(torch_jit.MISSING, advice="Write --to safetensors instead.")
     loader = original_loader(checkpoint, part, options)
     if isinstance(loader, str):
         raise UsageError("--to torchscript", where=(str(checkpoint.path),), found=loader)
@@ -70,7 +74,7 @@ def make_archive(
     if error:
         compiled = _traced(model, loader, options, error)
     with foreign_code():
-        torch.jit.save(compiled, path)
+        torch_jit.save(compiled, path)
     return Made(how, error, added)
 
 
@@ -81,13 +85,7 @@ def _traced(model: nn.Module, loader: Loader, options: RunOptions, scripting_err
     try:
         with foreign_code(), torch.no_grad():
             arguments, keywords = inputs.of_dtype(dtype_of(model))
-            return torch.jit.trace(  # type: ignore[no-untyped-call]
-                model,
-                arguments or None,
-                example_kwarg_inputs=keywords or None,
-                check_trace=False,
-                strict=False,
-            )
+            return torch_jit.trace(model, arguments, keywords)
     except Exception as error:  # As above.
         raise _impossible(scripting_error, first_line(error)) from error
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frozenbn_cli import torch_jit
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.target import name_of_model
@@ -121,7 +122,7 @@ def build(model: Callable[[], Any]) -> nn.Module:
             where=where,
             advice="Give its arguments with --model-arg.",
         ) from error
-    if not isinstance(built, nn.Module) or isinstance(built, torch.jit.ScriptModule):
+    if not isinstance(built, nn.Module) or torch_jit.is_script_module(built):
         found = "TorchScript" if isinstance(built, nn.Module) else type(built).__name__
         raise UsageError(where=where, expected="a torch.nn.Module", found=found)
     _check_formed(built, where)
@@ -370,7 +371,7 @@ def scripted(model: nn.Module) -> tuple[Any, str]:
     """Return a scripted model, or why there is none."""
     try:
         with foreign_code():
-            return torch.jit.script(model), ""
+            return torch_jit.script(model), ""
     except Exception as error:  # The compiler reads foreign code, which may be anything.
         return None, first_line(error)
 

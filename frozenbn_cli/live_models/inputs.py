@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
 from frozenbn_cli.live_models.building import first_line
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -136,7 +137,7 @@ class _Signature:
 
 
 def _signature(model: Any) -> _Signature | str:
-    if isinstance(model, torch.jit.ScriptModule):
+    if torch_jit.is_script_module(model):
         try:
             arguments = model._c._get_method("forward").schema.arguments[1:]
         except RuntimeError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.importing import importable
@@ -98,6 +98,8 @@ def archive_loader(path: Path, script: ScriptArchive, options: RunOptions) -> Lo
         script: Its code, which is searched before.
         options: Whether it is trusted.
     """
+    if not torch_jit.IS_THERE:
+        return torch_jit.MISSING
     if not options.trust and (unsafe := unsafe_operators(script)):
         listed = ", ".join(unsafe[:3])
         return f"its code has {listed}; --trust runs it all the same"
@@ -143,10 +145,8 @@ def _load_archive(path: Path) -> Any:
 
 
 def _load_archive_now(path: Path) -> Any:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        # PyTorch deprecates TorchScript, which these files are.
-        warnings.filterwarnings("ignore", ".*torch.jit.*")
-        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    with contextlib.redirect_stdout(sys.stderr):
+        return torch_jit.load(path)
 
 
 def _import_torchvision() -> bool:

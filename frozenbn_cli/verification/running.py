@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.building import first_line, foreign_code, last_line, scripted
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
@@ -136,11 +137,7 @@ def _buffers(model: Any) -> dict[str, Leaves]:
 
 def _outputs(model: Any, inputs: Inputs) -> Leaves:
     """Return what comes out, without an optimiser that changes an archive from run to run."""
-    with (
-        foreign_code(),
-        torch.no_grad(),
-        torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
-    ):
+    with foreign_code(), torch.no_grad(), torch_jit.as_written():
         arguments, keywords = inputs.of_dtype(dtype_of(model))
         return leaves_of(model(*arguments, **keywords))
 
@@ -214,7 +211,7 @@ class _Comparison:
                 differences = [Difference("the converted model", f"fails ({error.last})")]
             except UsageError as error:
                 # An original that is no archive fits the model, or was refused before.
-                if isinstance(_load(self.before), torch.jit.ScriptModule):
+                if torch_jit.is_script_module(_load(self.before)):
                     raise
                 differences = [Difference("the converted file", error.problem)]
             if _matter(differences):
@@ -240,7 +237,7 @@ class _Comparison:
         The detectors and some classifiers of torchvision return more where they are scripted.
         """
         original, run = _load(self.before), self.runs[0]
-        is_script = [isinstance(each, torch.jit.ScriptModule) for each in (original, model)]
+        is_script = [torch_jit.is_script_module(each) for each in (original, model)]
         again = _ran(model, run.inputs).outputs
         if is_script != [False, True] or have_same_form(run.outputs, again):
             return False
@@ -313,14 +310,13 @@ class _Comparison:
 
     def _can_be_watched(self) -> bool:
         return not any(
-            isinstance(_load(loader), torch.jit.ScriptModule)
-            for loader in (self.before, self.after)
+            torch_jit.is_script_module(_load(loader)) for loader in (self.before, self.after)
         )
 
     def _begins(self, in_training: list[str]) -> str | None:
         """Return where along the frozen layers outputs begin to differ; None if they do not."""
         before, after = _load(self.before), _load(self.after)
-        if isinstance(before, torch.jit.ScriptModule) or isinstance(after, torch.jit.ScriptModule):
+        if torch_jit.is_script_module(before) or torch_jit.is_script_module(after):
             return None
         for name in in_training:
             submodule(after, name).training = True
