@@ -15,15 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, inspect_file, verify_files
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.reports.inspection_text import inspection_report
-from frozenbn_cli.reports.terminal import conversion_report
-from frozenbn_cli.reports.verification_text import verification_report
+from frozenbn_cli.reports.conversions import describe_conversion
+from frozenbn_cli.reports.description import Section
+from frozenbn_cli.reports.inspections import describe_inspection
+from frozenbn_cli.reports.terminal import section_report
+from frozenbn_cli.reports.verifications import describe_verification
 
 SAMPLES = Path(__file__).resolve().parent
 WIDTH = 110
@@ -44,19 +46,15 @@ def folder_with_the_sample() -> Iterator[None]:
             os.chdir(before)
 
 
-def draw(name: str, command: str, report: RenderableType, console: Console) -> None:
+def draw(name: str, command: str, section: Section) -> None:
     """Save what ``command`` prints as a picture that needs nothing from elsewhere."""
+    console = Console(record=True, width=WIDTH, force_terminal=True, file=io.StringIO())
     console.print(f"$ {command}", style="bold", highlight=False)
-    console.print(report)
+    console.print(section_report(section, console))
     svg = console.export_svg(title="frozenbn", unique_id=f"frozenbn-{name}")
     # Rich's template loads its font from the web.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S)
     (SAMPLES / f"{name}.svg").write_text(svg, encoding="utf-8")
-
-
-def screen() -> Console:
-    """Return a terminal that remembers what it shows."""
-    return Console(record=True, width=WIDTH, force_terminal=True, file=io.StringIO())
 
 
 def flip_a_bit(path: str) -> None:
@@ -74,23 +72,20 @@ def main() -> None:
     model = ModelTarget(MODEL)
     named = f"--model {shlex.quote(MODEL)}"
     with folder_with_the_sample():
-        console = screen()
         inspection = inspect_file("digits_backbone.pt")
         command = "frozenbn inspect digits_backbone.pt"
-        draw("inspect", command, inspection_report(inspection, console), console)
+        draw("inspect", command, describe_inspection(inspection))
 
-        console = screen()
         converted = convert_file("digits_backbone.pt", options=ConvertOptions(model=model))
         command = f"frozenbn convert digits_backbone.pt {named}"
-        draw("convert", command, conversion_report(converted, console), console)
+        draw("convert", command, describe_conversion(converted))
 
-        console = screen()
         flip_a_bit(str(converted.output_path))
         verified = verify_files(
             "digits_backbone.pt", converted.output_path, options=VerifyOptions(model=model)
         )
         command = f"frozenbn verify digits_backbone.pt {converted.output_path} {named}"
-        draw("verify", command, verification_report(verified, console), console)
+        draw("verify", command, describe_verification(verified))
 
 
 if __name__ == "__main__":

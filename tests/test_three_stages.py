@@ -83,7 +83,7 @@ def test_a_quick_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
     assert int(frozen[3]) < int(by_hand[3]) <= int(train[3])
     assert "layers    ✓ equal" in shown.stdout
     assert "statistics were never formed" in shown.stdout
-    assert "convert: would refuse" in shown.stdout
+    assert "frozenbn convert would refuse" in shown.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -11,9 +11,8 @@ from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, co
 from frozenbn_cli.errors import RefusedError, UsageError
 from frozenbn_cli.many_files.model_files import names_several
 from frozenbn_cli.reports.console import ProgressBar
+from frozenbn_cli.reports.conversions import describe_conversion
 from frozenbn_cli.reports.documents import conversion_document, error_fields
-from frozenbn_cli.reports.sections import conversion_section
-from frozenbn_cli.reports.terminal import conversion_report
 
 __all__ = ["check_alone", "run"]
 
@@ -50,8 +49,8 @@ def run(
         return sink.deliver(
             "convert",
             conversion_document(result) | failure,
-            sections=lambda: [conversion_section(result, error)],
-            report=lambda console: conversion_report(result, console, all_layers=all_layers),
+            lambda: [describe_conversion(result, error)],
+            all_layers=all_layers,
         )
 
     try:

@@ -11,8 +11,7 @@ from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import Inspection
 from frozenbn_cli.reports.documents import inspection_document
-from frozenbn_cli.reports.inspection_text import inspection_report
-from frozenbn_cli.reports.sections import inspection_section
+from frozenbn_cli.reports.inspections import describe_inspection
 
 __all__ = ["run"]
 
@@ -45,13 +44,14 @@ def run(
             if not sink.as_json:
                 complain(error)
             continue
-        report = inspection_report(inspection, sink.console, all_layers=all_layers)
-        sink.show(*([Text()] if found else []), report)
+        if found:
+            sink.show(Text())
+        sink.show_section(describe_inspection(inspection), all_layers=all_layers)
         found.append(inspection)
     failed = sink.deliver(
         "inspect",
         inspection_document(found),
-        sections=lambda: [inspection_section(item) for item in found],
+        lambda: [describe_inspection(item) for item in found],
     )
     failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
     unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))

@@ -8,16 +8,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from frozenbn_cli.errors import FrozenBNError, OutputError
 from frozenbn_cli.reports.console import make_console, print_report, printable
 
 if TYPE_CHECKING:
-    from frozenbn_cli.reports.page import Section
+    from frozenbn_cli.reports.description import Command, Section
     from frozenbn_cli.reports.report_file import ReportFile
 
 __all__ = ["Sink", "complain", "print_json", "reader_may_leave"]
@@ -70,45 +70,53 @@ class Sink:
                 for part in parts:
                     print_report(self.console, part)
 
+    def show_section(self, section: Section, *, all_layers: bool = False) -> None:
+        """Print one section of a report for people, at once."""
+        if self.for_people:
+            from frozenbn_cli.reports.terminal import section_report  # noqa: PLC0415  # As above.
+
+            self.show(section_report(section, self.console, all_layers=all_layers))
+
     def deliver(
         self,
-        command: Literal["convert", "inspect", "verify"],
+        command: Command,
         document: dict[str, Any],
-        *,
         sections: Callable[[], Sequence[Section]],
-        report: Callable[[Console], RenderableType] | None = None,
+        *,
+        all_layers: bool | None = None,
     ) -> int:
         """Write the report into its file, and print the result.
 
         Args:
             command: Whose result it is.
             document: For programs.
-            sections: Of the report in a file; made only for one.
-            report: For people, if it was not shown by now.
+            sections: The same, for people; made only if somebody sees them.
+            all_layers: Whether to show every layer; None if the sections were shown by now.
 
         Returns:
             The exit code that a report takes which cannot be written; 0 for all else.
         """
-        failed = self._write_report(command, document, sections)
-        with reader_may_leave():
-            if self.as_json:
+        described = sections() if self.for_people or self.has_report else ()
+        failed = self._write_report(command, document, described)
+        if self.as_json:
+            with reader_may_leave():
                 print_json(document)
-            elif not self.quiet:
-                if report is not None:
-                    print_report(self.console, report(self.console))
-                if self._report and not failed:
-                    print_report(self.console, Text(f"\n{self._report.announcement}"))
+        if all_layers is not None:
+            for section in described:
+                self.show_section(section, all_layers=all_layers)
+        if self._report and not failed:
+            self.show(Text(f"\n{self._report.announcement}"))
         return failed
 
     def _write_report(
         self,
-        command: Literal["convert", "inspect", "verify"],
+        command: Command,
         document: dict[str, Any],
-        sections: Callable[[], Sequence[Section]],
+        sections: Sequence[Section],
     ) -> int:
         if self._report is not None:
             try:
-                self._report.write(command, sections(), document)
+                self._report.write(command, sections, document)
             except FrozenBNError as error:
                 return complain(error)
         return 0

@@ -8,8 +8,7 @@ from pathlib import Path
 from frozenbn_cli.cli.sink import Sink
 from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import verification_document
-from frozenbn_cli.reports.sections import verification_section
-from frozenbn_cli.reports.verification_text import verification_report
+from frozenbn_cli.reports.verifications import describe_verification
 from frozenbn_cli.verification.files import verify_files
 from frozenbn_cli.verification.terms import VerifyOptions
 
@@ -32,7 +31,7 @@ def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
     failed = sink.deliver(
         "verify",
         verification_document(result),
-        sections=lambda: [verification_section(result)],
-        report=lambda console: verification_report(result, console),
+        lambda: [describe_verification(result)],
+        all_layers=False,
     )
     return max(failed, 0 if result.verdict == "passed" else _DIFFERENT)

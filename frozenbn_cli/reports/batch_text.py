@@ -11,7 +11,8 @@ from rich.text import Text
 
 from frozenbn_cli.many_files.file_results import FileResult
 from frozenbn_cli.reports.console import printable, symbol
-from frozenbn_cli.reports.pieces import lean_table, separated, size_text
+from frozenbn_cli.reports.pieces import lean_table, separated
+from frozenbn_cli.reports.words import size_text
 from frozenbn_cli.verification.claims import verdict
 from frozenbn_cli.wording import counted
 

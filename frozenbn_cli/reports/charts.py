@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from frozenbn_cli.batch_norms.summaries import Spread
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.description import LayerRow
 from frozenbn_cli.reports.drawing import Bar, Look, picture
-from frozenbn_cli.reports.inspection_text import range_text
-from frozenbn_cli.reports.page import LayerRow
+from frozenbn_cli.reports.words import range_text
 from frozenbn_cli.verification.claims import Claim, Measure
 
 __all__ = ["Chart", "difference_chart", "scale_chart", "variance_chart"]
@@ -41,10 +41,10 @@ class Chart:
 
 def variance_chart(name: str, rows: Sequence[LayerRow]) -> Chart | None:
     """Return how the running variances of each layer lie to its eps; None if there are none."""
-    bars = [
-        _layer_bar(row, row.summary.variance if row.summary else None, "variance", row.eps.value)
-        for row in rows
-    ]
+    bars = []
+    for row in rows:
+        spread = row.summary.variance if row.summary else None
+        bars.append(_layer_bar(row, spread, "variance", row.plan.layer.eps.value))
     return _layer_chart(name, "Running variance of each layer, against eps", bars)
 
 
@@ -71,7 +71,7 @@ def _layer_bar(row: LayerRow, spread: Spread | None, what: str, level: float | N
     words = f"{row.name}: no {what} that could be drawn"
     if spread:
         words = (
-            f"{row.name}: {what} {range_text((spread.lowest, spread.highest), '…')}, "
+            f"{row.name}: {what} {range_text(spread.lowest, spread.highest)}, "
             f"median {spread.median:.2g}"
         )
     return Bar(row.number, row.number, words, spread, level)

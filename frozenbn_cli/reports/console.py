@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["ProgressBar", "make_console", "print_report", "printable", "symbol"]
+__all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited", "symbol"]
 
 _UNBOUNDED = 100_000
 _PATIENCE_SECONDS = 1.0
@@ -50,6 +50,15 @@ def symbol(console: Console, character: str) -> str:
     except (UnicodeEncodeError, LookupError):
         return _ASCII.get(character, "?")
     return character
+
+
+def suited(text: str, console: Console) -> str:
+    """Return our own words with what stands for the characters that the stream's encoding lacks."""
+    if symbol(console, "→") == "→":
+        return text
+    return "".join(
+        character if character.isascii() else symbol(console, character) for character in text
+    )
 
 
 def print_report(console: Console, report: RenderableType) -> None:

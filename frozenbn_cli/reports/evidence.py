@@ -1,14 +1,22 @@
-"""The differences that a verification found, as rows of a table in a report."""
+"""The differences that a verification found: rows of a table in a file, lines on a terminal."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from frozenbn_cli.reports.console import printable
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from frozenbn_cli.reports.console import printable, suited
+from frozenbn_cli.reports.pieces import plain_table
+from frozenbn_cli.reports.words import named
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 
-__all__ = ["COLUMNS", "DifferenceRow", "difference_rows", "remedy", "tolerance_words"]
+__all__ = ["COLUMNS", "DifferenceRow", "difference_rows", "evidence", "tolerance_words"]
 
 COLUMNS = (
     "#", "Where", "What", "Elements", "Largest", "Before → after", "Relative", "ULP", "Mean", "99 %"
@@ -17,6 +25,7 @@ COLUMNS = (
 
 
 _MANY = 10**6
+_DIGITS, _DIGITS_IN_TABLES = 6, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +71,61 @@ def _what(item: Difference) -> str:
     return "values, within tolerance" if item.tolerated else "values"
 
 
-def _numbers(measure: Measure) -> tuple[str, ...]:
-    return (
-        f"{measure.differing:,} of {measure.elements:,}",
-        f"{measure.absolute:.3g} at {list(measure.index)}",
-        f"{measure.before:.9g} → {measure.after:.9g}",
-        f"{measure.relative:.3g}",
-        _count(measure.ulps),
-        f"{measure.mean:.3g}",
-        f"{measure.percentile_99:.3g}",
+@dataclass(frozen=True, slots=True)
+class MeasureWords:
+    """A measure in words.
+
+    Attributes:
+        differing: How many elements of how many.
+        largest: The largest absolute difference, and where it is.
+        change: The values there, before and after.
+        relative: The largest relative difference.
+        relative_place: Where that is.
+        ulps: How many representable values lie between; empty if that is not known.
+        mean: Of the absolute difference.
+        percentile_99: Of the absolute difference.
+    """
+
+    differing: str
+    largest: str
+    change: str
+    relative: str
+    relative_place: str
+    ulps: str
+    mean: str
+    percentile_99: str
+
+
+def measure_words(measure: Measure, *, digits: int) -> MeasureWords:
+    """Return a measure in words, differences with so many significant digits."""
+
+    def short(value: float) -> str:
+        return f"{value:.{digits}g}"
+
+    return MeasureWords(
+        differing=f"{measure.differing:,} of {measure.elements:,}",
+        largest=f"{short(measure.absolute)} at {list(measure.index)}",
+        change=f"{measure.before:.9g} → {measure.after:.9g}",
+        relative=short(measure.relative),
+        relative_place=f"{list(measure.relative_index)}",
+        ulps="" if measure.ulps is None else f"{measure.ulps:,}",
+        mean=short(measure.mean),
+        percentile_99=short(measure.percentile_99),
     )
 
 
-def _count(ulps: int | None) -> str:
-    if ulps is None:
-        return ""
-    return f"{ulps:,}" if ulps < _MANY else f"{ulps:.1e}"
+def _numbers(measure: Measure) -> tuple[str, ...]:
+    words = measure_words(measure, digits=_DIGITS_IN_TABLES)
+    ulps = words.ulps if (measure.ulps or 0) < _MANY else f"{measure.ulps:.1e}"
+    return (
+        words.differing,
+        words.largest,
+        words.change,
+        words.relative,
+        ulps,
+        words.mean,
+        words.percentile_99,
+    )
 
 
 def tolerance_words(claim: Claim) -> str:
@@ -101,3 +149,64 @@ def remedy(claim: Claim) -> str:
 def _rounded_up(value: float) -> str:
     text = f"{value:.3g}"
     return text if float(text) >= value else f"{value * 1.005:.3g}"
+
+
+# For a terminal
+
+
+def evidence(claims: Iterable[Claim], console: Console) -> list[RenderableType]:
+    """Return by how much each claim fails, and which tolerance would let it pass."""
+    lines: list[RenderableType] = []
+    for claim in claims:
+        if claim.status == "different" and claim.differences:
+            parts = _evidence(claim, console)
+            lines += [
+                Text(claim.name, "bold red"),
+                *(Padding(part, (0, 0, 0, 2)) for part in parts),
+            ]
+    return lines
+
+
+def _evidence(claim: Claim, console: Console) -> list[RenderableType]:
+    measured = [
+        item
+        for item in claim.differences
+        if item.measure and item.measure.differing and not item.tolerated
+    ]
+    others = [item for item in claim.differences if item.problem]
+    parts: list[RenderableType] = [Text(_problems(others))] if others else []
+    if measured:
+        parts.append(_measures(measured, console))
+    if claim.begins:
+        parts.append(Text(printable(claim.begins)))
+    return [*parts, Text(remedy(claim))]
+
+
+def _problems(differences: Sequence[Difference]) -> str:
+    by_problem: dict[str, list[str]] = {}
+    for item in differences:
+        by_problem.setdefault(item.problem, []).append(item.place)
+    return "\n".join(
+        f"{printable(problem)}: {named(names)}"
+        if len(names) > 1
+        else f"{printable(names[0])}: {printable(problem)}"
+        for problem, names in by_problem.items()
+    )
+
+
+def _measures(differences: Sequence[Difference], console: Console) -> Table:
+    """Return the numbers of the first difference, and of the largest if that is another."""
+    first = differences[0]
+    largest = max(differences, key=lambda item: item.measure.absolute if item.measure else 0)
+    table = plain_table(no_wrap=1)
+    for title, item in (("first", first), ("largest", largest)):
+        if item.measure is None or (title == "largest" and item is first):
+            continue
+        table.add_row(Text(title, "bold"), Text(printable(item.place), "bold"))
+        words = measure_words(item.measure, digits=_DIGITS)
+        ulps = f", {words.ulps} ULP" if words.ulps else ""
+        table.add_row("differing", f"{words.differing} elements")
+        table.add_row("absolute", Text(suited(f"{words.largest} ({words.change}){ulps}", console)))
+        table.add_row("relative", Text(f"{words.relative} at {words.relative_place}"))
+        table.add_row("mean", f"{words.mean}, 99th percentile {words.percentile_99}")
+    return table

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from frozenbn_cli.batch_norms.findings import ADVICE, LABELS, Finding, Severity
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.words import named
 from frozenbn_cli.wording import counted
 
-__all__ = ["FindingGroup", "finding_groups", "finding_labels", "foreign_groups", "named"]
+__all__ = ["FindingGroup", "finding_groups", "finding_labels", "foreign_groups"]
 
 _NAMED = 3
 
@@ -87,7 +88,7 @@ def foreign_groups(names: Mapping[str, bool]) -> list[FindingGroup]:
     return groups
 
 
-def finding_labels(findings: Iterable[Finding], *, times: str = "×") -> list[tuple[str, Severity]]:
+def finding_labels(findings: Iterable[Finding]) -> list[tuple[str, Severity]]:
     """Return a few words on each finding of one layer, with its severity."""
     findings = list(findings)
     implied = {"variance_below_eps"} if any(item.code == "eps_matters" for item in findings) else ()
@@ -97,15 +98,8 @@ def finding_labels(findings: Iterable[Finding], *, times: str = "×") -> list[tu
             continue
         label = LABELS[finding.code]
         if finding.factor:
-            label += f" {times}{finding.factor:.3g}"
+            label += f" ×{finding.factor:.3g}"
         elif finding.channels:
             label += f" ({finding.channels:,} ch.)"
         labels.append((label, finding.severity))
     return labels
-
-
-def named(names: Iterable[str], at_most: int = 3) -> str:
-    """Return the first names, and how many there are beyond."""
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(printable(name) for name in names[:at_most]) + more

@@ -13,8 +13,15 @@ from markupsafe import Markup
 
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.description import (
+    CLAIMS,
+    STATE_TITLES,
+    LayerRow,
+    Page,
+    Part,
+    Section,
+)
 from frozenbn_cli.reports.evidence import COLUMNS, DifferenceRow, difference_rows, tolerance_words
-from frozenbn_cli.reports.page import CLAIMS, LayerRow, Page, Part, Section
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
@@ -23,7 +30,6 @@ __all__ = ["has_charts", "render"]
 _MARKS = {"good": "✓", "bad": "✗", "warn": "!", "plain": "·"}
 _CLAIM_MARKS = {"equal": "✓", "different": "✗", "not verified": "–"}
 _CLAIM_TONES = {"equal": "good", "different": "bad", "not verified": "warn"}
-_STATES = {"convert": "Frozen", "verify": "Frozen", "inspect": "With convert"}
 _SPREAD_KEYS = (
     ("all", "all channels"),
     ("half", "the middle half of them"),
@@ -91,7 +97,7 @@ def render(page: Page) -> str:
         claims=CLAIMS,
         claim_marks=_CLAIM_MARKS,
         claim_tones=_CLAIM_TONES,
-        state_title=_STATES[page.command],
+        state_title=STATE_TITLES[page.command],
         difference_columns=COLUMNS,
         difference_keys=_DIFFERENCE_KEYS,
         differences=[

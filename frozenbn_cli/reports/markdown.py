@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.description import (
+    CLAIMS,
+    STATE_TITLES,
+    Command,
+    FileFacts,
+    LayerRow,
+    Page,
+    Part,
+    Section,
+)
 from frozenbn_cli.reports.evidence import COLUMNS, difference_rows, tolerance_words
 from frozenbn_cli.reports.grouping import FindingGroup
-from frozenbn_cli.reports.page import CLAIMS, FileFacts, LayerRow, Page, Part, Section
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
@@ -53,7 +62,7 @@ def _section(section: Section) -> Iterator[str]:
         yield "### The file"
         yield _findings(section.findings)
     for part in section.parts:
-        yield from _part(part)
+        yield from _part(part, section.command)
     if section.notes:
         yield _list(map(_text, section.notes))
     if section.steps:
@@ -89,7 +98,7 @@ def _differences(claim: Claim) -> Iterator[str]:
         yield left_out
 
 
-def _part(part: Part) -> Iterator[str]:
+def _part(part: Part, command: Command) -> Iterator[str]:
     if part.heading:
         yield f"### {_text(part.heading)}"
     if part.facts:
@@ -103,22 +112,22 @@ def _part(part: Part) -> Iterator[str]:
     if part.layers:
         yield "#### Layers"
         prominent = [row for row in part.layers if row.prominent]
-        yield _layers(prominent)
+        yield _layers(prominent, command)
         if len(prominent) < len(part.layers):
             summary = f"<summary>All {counted(len(part.layers), 'layer')}</summary>"
-            yield f"<details>{summary}\n\n{_layers(part.layers)}\n\n</details>"
+            yield f"<details>{summary}\n\n{_layers(part.layers, command)}\n\n</details>"
 
 
-def _layers(rows: Sequence[LayerRow]) -> str:
-    titles = ("#", "Layer", "Channels", "eps", "Dims", "Variance", "Findings", "State")
+def _layers(rows: Sequence[LayerRow], command: Command) -> str:
+    titles = ("#", "Layer", "Channels", "eps", "Dims", "Variance", "Findings")
     return _table(
-        titles,
+        (*titles, STATE_TITLES[command]),
         [
             (
                 f"{row.number}",
                 _code(row.name),
-                f"{row.channels:,}",
-                f"{row.eps.value:g} {row.eps.source}",
+                row.channels,
+                row.eps,
                 row.dims,
                 row.variance,
                 ", ".join(_text(words) for words, _ in row.findings),

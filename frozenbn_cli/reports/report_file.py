@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.description import Command, Page, Section
 from frozenbn_cli.reports.documents import to_json
-from frozenbn_cli.reports.page import Page, Section
 from frozenbn_cli.version import __version__
 
 __all__ = ["SUFFIXES", "ReportFile"]
@@ -66,7 +66,7 @@ class ReportFile:
 
     def write(
         self,
-        command: Literal["convert", "inspect", "verify"],
+        command: Command,
         sections: Sequence[Section],
         document: dict[str, Any],
     ) -> None:

@@ -1,157 +1,311 @@
-"""The report of a conversion, for people."""
+"""Lays a description out for a terminal, or plainly for a pipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
-from frozenbn_cli.batch_norms.plan import LayerPlan
-from frozenbn_cli.conversion.convert import ConversionResult
-from frozenbn_cli.reports.claims_text import claims_table, evidence, verdict_line
-from frozenbn_cli.reports.console import printable, symbol
-from frozenbn_cli.reports.pieces import (
-    eps_cell,
-    finding_lines,
-    findings_cell,
-    folded,
-    foreign_lines,
-    layer_table,
-    left_alone_lines,
-    name_cell,
-    named,
-    separated,
-    size_text,
-    took_text,
-    with_rest,
+from frozenbn_cli.reports.console import printable, suited, symbol
+from frozenbn_cli.reports.description import (
+    STATE_TITLES,
+    UNKNOWN,
+    LayerRow,
+    Part,
+    Section,
+    Tone,
 )
+from frozenbn_cli.reports.evidence import evidence
+from frozenbn_cli.reports.grouping import FindingGroup
+from frozenbn_cli.reports.pieces import lean_table, plain_table, separated
+from frozenbn_cli.reports.words import verdict_parts
+from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.wording import counted
 
-__all__ = ["OUTCOMES", "conversion_report", "left_lines", "next_steps"]
+__all__ = ["section_report"]
 
-OUTCOMES = {
-    "converted": ("converted", "bold green"),
-    "planned": ("dry run, nothing was written", "bold"),
-    "unhealthy": ("not converted: unhealthy statistics", "bold red"),
-    "nothing to freeze": ("not converted: nothing to freeze", "bold yellow"),
-    "different": ("not converted: verification failed", "bold red"),
+_ENDLESS = 10_000
+_NAME_WIDTH = 12
+_BARS = "▁▂▃▄▅▆▇█"
+_ASCII_BARS = ".:-=+*%#"
+_SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_TONES: dict[Tone, str] = {"good": "green", "bad": "red", "warn": "yellow", "plain": ""}
+_STATUSES = {
+    "equal": ("✓", "green"),
+    "different": ("✗", "bold red"),
+    "not verified": ("–", "yellow"),
 }
-"""How reports call each outcome, and its style on a terminal."""
+_VERDICTS = {"PASSED": "bold green", "FAILED": "bold red", "NOT VERIFIED": "bold yellow"}
 
 
-def conversion_report(
-    result: ConversionResult, console: Console, *, all_layers: bool = False
+def section_report(
+    section: Section, console: Console, *, all_layers: bool = False
 ) -> RenderableType:
-    """Return the report of a conversion.
+    """Return the report of what was done with a file, or a pair of files.
 
     Args:
-        result: What was done.
+        section: What there is to say.
         console: Where it will be printed, for its width and encoding.
         all_layers: Show every layer; a long table is folded otherwise.
     """
-    blocks: list[Sequence[RenderableType]] = [[_header(result, console)]]
-    if result.plan.layers:
-        blocks.append(_layers(result, console, all_layers))
-    blocks += [foreign_lines(result.foreign_names), finding_lines(result.plan)]
-    if result.claims:
-        blocks.append([claims_table(result.claims, console)])
-        blocks.append(evidence(result.claims, console))
-    blocks.append(left_lines(result))
-    if result.outcome == "converted":
-        blocks.append([_next_steps(result)])
-    if result.claims:
-        blocks.append([verdict_line(result.claims)])
-    return separated(blocks)
 
+    def lines(texts: Iterable[str]) -> list[RenderableType]:
+        return [Text(suited(text, console)) for text in texts]
 
-def _header(result: ConversionResult, console: Console) -> Text:
-    arrow, dot = symbol(console, "→"), symbol(console, "·")
-    words, style = OUTCOMES[result.outcome]
-    header = Text()
-    header.append(printable(result.input_path), "bold")
-    if result.outcome in ("converted", "planned"):
-        header.append(f" {arrow} ")
-        header.append(printable(result.output_path), "bold")
-    header.append("\n")
-    header.append(words, style)
-    sizes = size_text(result.input_bytes)
-    if result.output_bytes is not None:
-        sizes += f" {arrow} {size_text(result.output_bytes)}"
-    kind = f"{result.kind}, key {result.key}" if result.key else result.kind
-    facts = [
-        f"{printable(kind)} ({result.container})",
-        sizes,
-        took_text(result.seconds),
+    blocks: list[Sequence[RenderableType]] = [
+        [_HEADERS[section.command](section, console)],
+        [_finding_line(group) for group in section.findings],
     ]
-    if result.model:
-        facts.append(f"model {printable(result.model)}")
-    if result.made:
-        facts.append(printable(result.made))
-    header.append("".join(f" {dot} {fact}" for fact in facts))
-    return header
+    for part in section.parts:
+        if section.command != "verify":
+            blocks += _part(part, section, console, all_layers)
+            blocks.append([_finding_line(group) for group in part.findings])
+        blocks.append(lines(part.notes))
+    if section.claims:
+        blocks += [[_claims(section.claims, console)], evidence(section.claims, console)]
+    closing = [*lines(section.notes)]
+    if section.command == "inspect":
+        closing += lines([section.verdict.detail])
+    if section.steps:
+        blocks.append([_steps(*section.steps)])
+    if section.claims:
+        closing.append(_verdict_line(section.claims))
+    return separated([*blocks, closing])
+
+
+# Headers
+
+
+def _convert_header(section: Section, console: Console) -> Text:
+    source, output = section.files
+    is_output = section.steps or section.verdict.tone == "plain"
+    paths = [source.path, output.path] if is_output else [source.path]
+    sizes = [source.get("size")]
+    if output.get("size") != "not written":
+        sizes.append(output.get("size"))
+    key = f", key {source.get('key')}" if source.get("key") else ""
+    facts = [
+        f"{source.get('holds')}{key} ({source.get('stored as')})",
+        " → ".join(sizes),
+        output.get("took"),
+        f"model {source.get('model')}" if source.get("model") else "",
+        output.get("made"),
+    ]
+    words = section.verdict.words
+    style = f"bold {_TONES[section.verdict.tone]}".rstrip()
+    return Text.assemble(
+        Text(suited(" → ", console)).join(Text(path, "bold") for path in paths),
+        "\n",
+        (words[0].lower() + words[1:], style),
+        _dotted(["", *section.parts[0].facts], console),
+        "\n",
+        _dotted(facts, console),
+    )
+
+
+def _inspect_header(section: Section, console: Console) -> Text:
+    (file,) = section.files
+    model = f"model {file.get('model')}" if file.get("model") else ""
+    facts = [*(file.get(label) for label in ("holds", "stored as", "size", "took")), model]
+    return Text.assemble((file.path, "bold"), "\n", _dotted(facts, console))
+
+
+def _verify_header(section: Section, console: Console) -> Text:
+    header = Text()
+    for file in section.files:
+        key = f", key {file.get('key')}" if file.get("key") else ""
+        header.append(f"{file.role:<9}  ").append(file.path, "bold")
+        header.append(_dotted(["", file.get("holds") + key, file.get("size")], console) + "\n")
+    converted = section.files[-1]
+    layers = section.parts[0].facts[0]
+    facts = [layers, f"compared {converted.get('compared')}", converted.get("took")]
+    return header.append(_dotted(facts, console))
+
+
+_HEADERS: dict[str, Callable[[Section, Console], Text]] = {
+    "convert": _convert_header,
+    "inspect": _inspect_header,
+    "verify": _verify_header,
+}
+
+
+def _dotted(facts: Sequence[str], console: Console) -> str:
+    """Return facts with dots between; an empty one in front keeps its dot."""
+    first, *others = facts
+    return suited(" · ".join([first, *filter(None, others)]), console)
 
 
 # Layers
 
 
-def _layers(result: ConversionResult, console: Console, all_layers: bool) -> list[RenderableType]:
-    shown, rest = folded(result.plan, all_layers=all_layers)
-    proven = any(claim.name == "layers" and claim.status == "equal" for claim in result.claims)
-    table = layer_table(console, shown)
-    table.add_column("Channels", justify="right")
-    table.add_column("eps", no_wrap=True)
-    table.add_column("Findings", overflow="fold")
-    table.add_column("Frozen", no_wrap=True)
-    for plan in shown:
-        table.add_row(
-            name_cell(plan),
-            f"{plan.layer.channels:,}",
-            eps_cell(plan),
-            findings_cell(plan.findings, console),
-            _state(plan, console, result.outcome, proven),
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table of layers."""
+
+    title: str
+    cell: Callable[[LayerRow, Console], str | Text]
+    justify: Literal["left", "right"] = "left"
+    is_folded: bool = False
+
+
+def _part(
+    part: Part, section: Section, console: Console, all_layers: bool
+) -> list[list[RenderableType]]:
+    """Return what a model consists of, and the table of its layers."""
+    heading: list[RenderableType] = [Text(part.heading, "bold")] if part.heading else []
+    if section.command == "inspect":
+        heading.append(Text(_dotted(part.facts, console)))
+    if not part.layers:
+        return [heading]
+    shown = [row for row in part.layers if all_layers or row.prominent]
+    rest = [row for row in part.layers if not (all_layers or row.prominent)]
+    columns = _COLUMNS[section.command]
+    table = _layer_table(shown, columns, console)
+    if section.command == "inspect" and _natural_width(table, console) > console.width:
+        table = _layer_table(shown, _NARROW, console)
+    return [heading, [table, *([_rest(rest, console)] if rest else [])]]
+
+
+def _layer_table(rows: Sequence[LayerRow], columns: Iterable[_Column], console: Console) -> Table:
+    """Return a table whose names fold where they are too long, but never into slivers."""
+    table = lean_table(console)
+    longest = max((len(row.plan.layer.name) for row in rows), default=0)
+    table.add_column("Layer", overflow="fold", min_width=min(longest, _NAME_WIDTH))
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify=column.justify,
+            no_wrap=not column.is_folded and column.justify == "left",
+            overflow="fold",
         )
-    return with_rest(table, rest, console)
+    for row in rows:
+        table.add_row(Text(row.name), *(column.cell(row, console) for column in columns))
+    return table
 
 
-def _state(plan: LayerPlan, console: Console, outcome: str, proven: bool) -> Text:
-    if plan.layer.frozen_already:
-        return Text("already")
-    if plan.action == "leave":
-        return Text("left alone", "yellow")
-    if proven:
-        return Text(f"{symbol(console, '✓')} identical", "green")
-    return Text("frozen" if outcome == "converted" else "planned" if outcome == "planned" else "no")
+def _natural_width(table: Table, console: Console) -> int:
+    """Return how wide a table is where nothing in it has to fold."""
+    options = console.options.update(max_width=_ENDLESS)
+    return Measurement.get(console, options, table).maximum
 
 
-# What was left, what comes next
+def _eps(row: LayerRow, _: Console) -> Text:
+    return Text(row.eps, "yellow" if row.plan.layer.eps.source == "assumed" else "")
 
 
-def left_lines(result: ConversionResult) -> list[Text]:
-    """Return what was left alone, and what was not written, a line each."""
-    lines = left_alone_lines(result.plan, result.prefix)
-    if result.left_out:
-        lines.append(Text(f"not written, since no tensor: {named(result.left_out, 5)}"))
-    if result.beside:
-        lines.append(Text(f"not written, since beside the weights: {named(result.beside, 8)}"))
-    return lines
+def _findings(row: LayerRow, console: Console) -> Text:
+    texts = [
+        Text(suited(words, console), _SEVERITIES[severity]) for words, severity in row.findings
+    ]
+    return Text(", ").join(texts) if texts else Text(symbol(console, UNKNOWN), "dim")
 
 
-def next_steps(result: ConversionResult) -> tuple[str, str]:
-    """Return how to load the result: a sentence, and two lines of Python."""
-    path = repr(str(result.output_path))
-    if result.output_format == "torchscript":
-        return (
-            "Load it with PyTorch alone, here or in C++:",
-            f"import torch\nmodel = torch.jit.load({path})",
-        )
-    return (
-        "Load it into your model, whose layers are frozen on the way:",
-        f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path})",
+def _findings_or_state(row: LayerRow, console: Console) -> Text:
+    """Return what `convert` would do with a layer where that is not to freeze it, and findings."""
+    if row.plan.layer.frozen_already:
+        return Text(row.state)
+    if row.plan.action != "leave":
+        return _findings(row, console)
+    state = Text(row.state, _TONES[row.tone])
+    return Text(", ").join([state, _findings(row, console)]) if row.plan.findings else state
+
+
+def _state(row: LayerRow, console: Console) -> Text:
+    mark = f"{symbol(console, '✓')} " if row.tone == "good" else ""
+    return Text(mark + row.state, _TONES[row.tone])
+
+
+def _words(name: str) -> Callable[[LayerRow, Console], str]:
+    return lambda row, console: suited(getattr(row, name), console)
+
+
+def _decades(row: LayerRow, console: Console) -> str:
+    """Return the distribution of variances by decades, from below 1e-5 to 10 and more."""
+    if row.statistics is None:
+        return ""
+    bars = _BARS if symbol(console, "▁") == "▁" else _ASCII_BARS
+    counts = row.statistics.variance_decades
+    most = max(counts)
+    return "".join(
+        bars[round((len(bars) - 1) * count / most)] if count else " " for count in counts
     )
 
 
-def _next_steps(result: ConversionResult) -> Text:
-    sentence, lines = next_steps(result)
+_CHANNELS = _Column("Channels", _words("channels"), "right")
+_EPS = _Column("eps", _eps)
+_VARIANCE = _Column("Variance", _words("variance"))
+_FOUND = _Column("Findings", _findings_or_state, is_folded=True)
+_COLUMNS = {
+    "convert": (
+        _CHANNELS,
+        _EPS,
+        _Column("Findings", _findings, is_folded=True),
+        _Column(STATE_TITLES["convert"], _state),
+    ),
+    "inspect": (
+        _CHANNELS,
+        _Column("Dims", _words("dims")),
+        _EPS,
+        _Column("Momentum", _words("momentum"), "right"),
+        _Column("Batches", _words("batches"), "right"),
+        _Column("Mean", _words("mean")),
+        _VARIANCE,
+        _Column("1e-5..10", _decades),
+        _FOUND,
+    ),
+}
+_NARROW = (_CHANNELS, _Column("Dims", _words("short_dims")), _EPS, _VARIANCE, _FOUND)
+
+
+def _rest(rows: Sequence[LayerRow], console: Console) -> Padding:
+    """Return one line on the layers that a folded table leaves out."""
+    channels = [row.plan.layer.channels for row in rows]
+    found = sum(bool(row.plan.findings) for row in rows)
+    facts = [
+        counted(len(rows), "more layer"),
+        "–".join(f"{n:,}" for n in sorted({min(channels), max(channels)})) + " channels",
+        "eps " + ", ".join(Counter(row.eps for row in rows)),
+        f"{found} with findings" if found else "no findings",
+        "--all shows each",
+    ]
+    return Padding(Text(_dotted(facts, console), "dim"), (0, 0, 0, 2))
+
+
+def _finding_line(group: FindingGroup) -> Text:
+    line = Text()
+    line.append(f"{group.severity}: ", _SEVERITIES[group.severity])
+    where = f" ({group.where})" if group.where else ""
+    return line.append(f"{group.message}{where}. {group.advice}".rstrip())
+
+
+# Claims and what comes next
+
+
+def _claims(claims: Iterable[Claim], console: Console) -> Table:
+    """Return a line for each claim: its name, its status, and what was compared."""
+    table = plain_table(no_wrap=2)
+    for claim in claims:
+        mark, style = _STATUSES[claim.status]
+        table.add_row(
+            Text(claim.name, "bold"),
+            Text(f"{symbol(console, mark)} {claim.status}", style),
+            Text(printable(claim.detail)),
+        )
+    return table
+
+
+def _verdict_line(claims: Sequence[Claim]) -> Text:
+    word, what, open_ = verdict_parts(claims)
+    return Text.assemble((word, _VERDICTS[word]), what, (open_, "yellow"))
+
+
+def _steps(sentence: str, lines: str) -> Text:
     steps = Text(f"{sentence}\n")
-    steps.append("\n".join(f"    {line}" for line in lines.splitlines()), "cyan")
-    return steps
+    return steps.append("\n".join(f"    {line}" for line in lines.splitlines()), "cyan")

@@ -108,7 +108,7 @@ class TestInspect:
         code, out, err = run_here(capsys, "inspect", model, other)
 
         assert (code, err) == (0, "")
-        assert out.count("convert: would freeze 2 of 2 layers.") == 2
+        assert out.count("frozenbn convert would freeze 2 of 2 layers.") == 2
 
     def test_one_file_that_cannot_be_read_does_not_hide_the_others(
         self, capsys: pytest.CaptureFixture[str], model: Path

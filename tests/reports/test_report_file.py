@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.batch_norms.summaries import Spread, Summary
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
@@ -24,14 +25,12 @@ from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.reports import html, markdown
 from frozenbn_cli.reports.charts import difference_chart, scale_chart, variance_chart
+from frozenbn_cli.reports.conversions import describe_conversion
+from frozenbn_cli.reports.description import LayerRow, Page
 from frozenbn_cli.reports.evidence import difference_rows
-from frozenbn_cli.reports.page import LayerRow, Page
+from frozenbn_cli.reports.inspections import describe_inspection
 from frozenbn_cli.reports.report_file import ReportFile
-from frozenbn_cli.reports.sections import (
-    conversion_section,
-    inspection_section,
-    verification_section,
-)
+from frozenbn_cli.reports.verifications import describe_verification
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.terms import VerifyOptions
 from tests.builders.files import State, batch_norm, nested, save, small_state
@@ -100,7 +99,7 @@ class TestHTML:
     def test_is_one_file_that_refers_to_itself_alone(self, tmp_path: Path) -> None:
         found = inspect_file(save(tmp_path / "a.pt", many_layers()), summarize=True)
 
-        parsed = Parsed(html.render(page(inspection_section(found), inspection_section(found))))
+        parsed = Parsed(html.render(page(describe_inspection(found), describe_inspection(found))))
 
         ids = [value for _, found in parsed.tags for name, value in found.items() if name == "id"]
         assert len(ids) == len(set(ids))
@@ -118,7 +117,7 @@ class TestHTML:
     def test_says_what_the_terminal_says(self, tmp_path: Path) -> None:
         result = converted(tmp_path, many_layers())
 
-        parsed = Parsed(html.render(page(conversion_section(result), command="convert")))
+        parsed = Parsed(html.render(page(describe_conversion(result), command="convert")))
 
         assert "Converted, with warnings" in parsed.text
         assert "PASSED: contents and layers equal; model not verified." in parsed.text
@@ -137,7 +136,7 @@ class TestHTML:
         path = save(tmp_path / "<b>a.pt", {"</script><img src=x>": state, "other": state})
         found = inspect_file(path, summarize=True)
 
-        parsed = Parsed(html.render(page(inspection_section(found))))
+        parsed = Parsed(html.render(page(describe_inspection(found))))
 
         assert len(parsed.all("script")) == 1
         assert not parsed.all("img")
@@ -145,7 +144,7 @@ class TestHTML:
         assert "<b>a.pt" in parsed.text
 
     def test_lets_no_script_run_but_its_own(self, model: Path) -> None:
-        text = html.render(page(inspection_section(inspect_file(model))))
+        text = html.render(page(describe_inspection(inspect_file(model))))
 
         policy = Parsed(text).all("meta")[-1]["content"] or ""
         assert "default-src 'none'" in policy
@@ -154,7 +153,7 @@ class TestHTML:
     def test_can_be_read_without_scripts(self, tmp_path: Path) -> None:
         found = inspect_file(save(tmp_path / "a.pt", many_layers()))
 
-        parsed = Parsed(html.render(page(inspection_section(found))))
+        parsed = Parsed(html.render(page(describe_inspection(found))))
 
         (layers,) = (item for item in parsed.all("details") if item.get("class") == "layers")
         assert "open" in layers
@@ -164,7 +163,7 @@ class TestHTML:
     def test_draws_variances_and_scales_in_the_colours_of_the_page(self, tmp_path: Path) -> None:
         found = inspect_file(save(tmp_path / "a.pt", many_layers()), summarize=True)
 
-        text = html.render(page(inspection_section(found)))
+        text = html.render(page(describe_inspection(found)))
 
         drawings = re.findall(r"<svg.*?</svg>", text, re.S)
         assert len(drawings) == 4
@@ -181,7 +180,7 @@ class TestHTML:
         without_matplotlib(monkeypatch)
         found = inspect_file(model, summarize=True)
 
-        text = html.render(page(inspection_section(found)))
+        text = html.render(page(describe_inspection(found)))
 
         assert "<svg" not in text
         assert "pip install 'frozenbn-cli[report]'" in Parsed(text).text
@@ -192,7 +191,7 @@ class TestHTML:
         found: list[Any] = [inspect_file(model), inspect_file(sick)]
         found.append(FrozenBNError("cannot be read", where=("gone/missing.pt",)))
 
-        parsed = Parsed(html.render(page(*map(inspection_section, found))))
+        parsed = Parsed(html.render(page(*map(describe_inspection, found))))
 
         assert [item["href"] for item in parsed.all("a")] == ["#s1", "#s2", "#s3"]
         assert "Sound" in parsed.text
@@ -207,7 +206,7 @@ class TestHTML:
             state |= nested(**block)
         found = inspect_file(save(tmp_path / "a.safetensors", state), summarize=True)
 
-        text = html.render(page(inspection_section(found)))
+        text = html.render(page(describe_inspection(found)))
 
         assert len(text.encode()) < 500_000
         assert "each bar stands for 10 neighbours" in text
@@ -217,7 +216,7 @@ class TestHTML:
         claim = Claim("contents", "different", "differs", 150, differences, "begins at <x>")
         result = replace(converted(tmp_path, small_state()), claims=(claim,), outcome="different")
 
-        parsed = Parsed(html.render(page(conversion_section(result), command="convert")))
+        parsed = Parsed(html.render(page(describe_conversion(result), command="convert")))
 
         assert "Not converted: verification failed" in parsed.text
         assert "How contents differ" in parsed.text
@@ -238,11 +237,12 @@ def difference(place: str, size: float) -> Difference:
 
 def row(number: int, *values: float, eps: float = 1e-5) -> LayerRow:
     spread = Spread(*values)
+    layer = BatchNorm(f"bn{number}", {}, 4, Eps(eps, "read"))
+    plan = LayerPlan(layer, "freeze", None, (), selected=True)
+    summary = Summary(spread, spread)
     return LayerRow(
-        number=number, name=f"bn{number}", channels=4, eps=Eps(eps, "read"), dims="2d read",
-        variance="", findings=(), state="", tone="plain", prominent=True,
-        summary=Summary(spread, spread),
-    )  # fmt: skip
+        number=number, plan=plan, state="", tone="plain", prominent=True, summary=summary
+    )
 
 
 class TestCharts:
@@ -307,7 +307,7 @@ class TestMarkdown:
     def test_of_a_conversion(self, tmp_path: Path) -> None:
         text = markdown.render(
             page(
-                conversion_section(converted(tmp_path, many_layers(), summarize=True)),
+                describe_conversion(converted(tmp_path, many_layers(), summarize=True)),
                 command="convert",
             )
         )
@@ -318,7 +318,7 @@ class TestMarkdown:
         sick = inspected(save(tmp_path / "sick.pt", {**broken(), "x": Hostile()}))
         missing = FrozenBNError("cannot be read", where=("missing.pt",))
 
-        text = markdown.render(page(inspection_section(sick), inspection_section(missing)))
+        text = markdown.render(page(describe_inspection(sick), describe_inspection(missing)))
 
         assert_golden("report_inspect.md", f"{text}\n")
 
@@ -328,7 +328,7 @@ class TestMarkdown:
         state[f"{name}.running_var"][0] = 0
 
         text = markdown.render(
-            page(inspection_section(inspect_file(save(tmp_path / "a.pt", state))))
+            page(describe_inspection(inspect_file(save(tmp_path / "a.pt", state))))
         )
 
         (line,) = (line for line in text.splitlines() if line.startswith("| 3 |"))
@@ -344,7 +344,7 @@ class TestMarkdown:
         claim = Claim("layers", "different", "differ", 2, (difference("bn1", 2.5),))
         result = replace(converted(tmp_path, small_state()), claims=(claim,), outcome="different")
 
-        text = markdown.render(page(conversion_section(result), command="convert"))
+        text = markdown.render(page(describe_conversion(result), command="convert"))
 
         assert "Would pass with --atol 2.5, or with --rtol 2.5." in text
         assert "| 1 | `bn1` | values | 4 of 9 | 2.5 at \\[0, 2\\] | 1 → 3.5 | 2.5 | 3 |" in text
@@ -534,7 +534,7 @@ def test_a_report_is_complete_or_not_there(
 
     with pytest.raises(OutputError, match="No space left"):
         ReportFile(path, replace=True).write(
-            "inspect", [inspection_section(inspect_file(model))], {}
+            "inspect", [describe_inspection(inspect_file(model))], {}
         )
 
     assert path.read_text() == "old"
@@ -545,7 +545,7 @@ def test_names_that_are_no_unicode_are_escaped(tmp_path: Path, model: Path) -> N
     found = replace(inspect_file(model), path=Path("a\udcff.pt"))
     for suffix in ("html", "md"):
         path = tmp_path / f"report.{suffix}"
-        ReportFile(path).write("inspect", [inspection_section(found)], {})
+        ReportFile(path).write("inspect", [describe_inspection(found)], {})
 
         assert "a\\udcff.pt" in path.read_text(encoding="utf-8")
 
@@ -629,23 +629,23 @@ class TestVerifiedLayers:
         first, second = save(folder / "a.pt", before), save(folder / "b.pt", after)
         convert_file(second, folder / "b.safetensors", options=ConvertOptions(force=True))
         result = verify_files(first, folder / "b.safetensors", options=VerifyOptions(**options))
-        (part,) = verification_section(result).parts
+        (part,) = describe_verification(result).parts
         return {row.name: row.state for row in part.layers}
 
     def test_equal(self, tmp_path: Path) -> None:
         assert self.states(small_state(), small_state(), tmp_path) == {
-            "bn1": "frozen, equal",
-            "bn2": "frozen, equal",
+            "bn1": "identical",
+            "bn2": "identical",
         }
 
     def test_different_and_within_tolerance(self, tmp_path: Path) -> None:
         other = small_state()
         other["bn2.bias"] += 1e-3
 
-        assert self.states(small_state(), other, tmp_path) == {"bn1": "frozen", "bn2": "different"}
+        assert self.states(small_state(), other, tmp_path) == {"bn1": "yes", "bn2": "different"}
         assert self.states(small_state(), other, tmp_path, atol=0.1) == {
-            "bn1": "frozen, equal",
-            "bn2": "frozen, within tolerance",
+            "bn1": "identical",
+            "bn2": "within tolerance",
         }
 
 
@@ -653,7 +653,7 @@ def test_the_report_of_a_refusal_says_what_to_do(sick: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         convert_file(sick)
 
-    section = conversion_section(caught.value.result, caught.value)
+    section = describe_conversion(caught.value.result, caught.value)
 
     assert (section.verdict.tone, section.verdict.words) == (
         "bad",

@@ -25,6 +25,8 @@ from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
+from frozenbn_cli.reports.conversions import describe_conversion
+from frozenbn_cli.reports.description import Section
 from frozenbn_cli.reports.documents import (
     batch_document,
     conversion_document,
@@ -33,9 +35,10 @@ from frozenbn_cli.reports.documents import (
     to_json,
     verification_document,
 )
-from frozenbn_cli.reports.inspection_text import inspection_report
-from frozenbn_cli.reports.terminal import conversion_report, size_text
-from frozenbn_cli.reports.verification_text import verification_report
+from frozenbn_cli.reports.inspections import describe_inspection
+from frozenbn_cli.reports.terminal import section_report
+from frozenbn_cli.reports.verifications import describe_verification
+from frozenbn_cli.reports.words import size_text
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.files import VerificationResult, verify_files
@@ -88,7 +91,8 @@ def printed(
     *,
     width: int | None = None,
     encoding: str = "utf-8",
-    render: Callable[..., RenderableType] = conversion_report,
+    describe: Callable[[Any], Section] = describe_conversion,
+    render: Callable[..., RenderableType] | None = None,
     **options: Any,
 ) -> str:
     """Return the report as a terminal of ``width`` shows it, or as a pipe gets it."""
@@ -105,7 +109,8 @@ def printed(
             markup=False,
             emoji=False,
         )
-    print_report(console, render(result, console, **options))
+    report = render(result, console, **options) if render else None
+    print_report(console, report or section_report(describe(result), console, **options))
     return buffer.getvalue().decode(encoding)
 
 
@@ -207,7 +212,9 @@ def inspected(path: Path, **options: object) -> Inspection:
 def inspection_printed(
     inspection: Inspection, *, width: int | None = None, encoding: str = "utf-8", **options: bool
 ) -> str:
-    return printed(inspection, width=width, encoding=encoding, render=inspection_report, **options)
+    return printed(
+        inspection, width=width, encoding=encoding, describe=describe_inspection, **options
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120, None])
@@ -429,7 +436,7 @@ def test_colour_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def shown() -> str:
         stream = Terminal()
         console = make_console(stream)
-        print_report(console, conversion_report(result, console))
+        print_report(console, section_report(describe_conversion(result), console))
         return stream.getvalue()
 
     assert "\x1b[1;32mconverted" in shown()
@@ -479,21 +486,21 @@ def verified(tmp_path: Path, *, fault: bool, **options: Any) -> VerificationResu
 
 @pytest.mark.parametrize("width", [80, 120, None])
 def test_report_of_equal_files(tmp_path: Path, width: int | None) -> None:
-    text = printed(verified(tmp_path, fault=False), width=width, render=verification_report)
+    text = printed(verified(tmp_path, fault=False), width=width, describe=describe_verification)
 
     assert_golden(f"verify_equal_{width or 'piped'}.txt", text)
 
 
 @pytest.mark.parametrize("width", [80, 120, None])
 def test_report_of_different_files(tmp_path: Path, width: int | None) -> None:
-    text = printed(verified(tmp_path, fault=True), width=width, render=verification_report)
+    text = printed(verified(tmp_path, fault=True), width=width, describe=describe_verification)
 
     assert_golden(f"verify_different_{width or 'piped'}.txt", text)
 
 
 def test_report_of_files_within_a_tolerance(tmp_path: Path) -> None:
     result = verified(tmp_path, fault=True, atol=1.0)
-    text = printed(result, render=verification_report, encoding="ascii")
+    text = printed(result, describe=describe_verification, encoding="ascii")
 
     assert_golden("verify_tolerated_ascii.txt", text)
 

@@ -1,0 +1,135 @@
+"""What a report says of a conversion."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from frozenbn_cli.batch_norms.plan import LayerPlan
+from frozenbn_cli.conversion.terms import ConversionResult
+from frozenbn_cli.errors import FrozenBNError
+from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
+from frozenbn_cli.reports.facts import file_facts, is_equal
+from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
+from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
+from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_parts
+from frozenbn_cli.verification.claims import verdict
+
+__all__ = ["describe_conversion"]
+
+_OUTCOMES: dict[str, tuple[str, Tone]] = {
+    "converted": ("converted", "good"),
+    "planned": ("dry run, nothing was written", "plain"),
+    "unhealthy": ("not converted: unhealthy statistics", "bad"),
+    "nothing to freeze": ("not converted: nothing to freeze", "warn"),
+    "different": ("not converted: verification failed", "bad"),
+}
+_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "not verified": "warn"}
+
+
+def describe_conversion(result: ConversionResult, error: FrozenBNError | None = None) -> Section:
+    """Return what a report says of a conversion.
+
+    Args:
+        result: What was done.
+        error: Why nothing was written, if so.
+    """
+    proven = is_equal(result.claims, "layers")
+    layers = layer_rows(
+        result.plan,
+        partial(_state, outcome=result.outcome, proven=proven),
+        summaries=result.summaries,
+    )
+    part = Part(
+        facts=_layer_facts(result),
+        findings=tuple(finding_groups(result.plan)),
+        notes=tuple(_notes(result)),
+        layers=layers,
+    )
+    return Section(
+        command="convert",
+        title=result.input_path.name,
+        verdict=_verdict(result, error),
+        files=_files(result),
+        claims=result.claims,
+        findings=tuple(foreign_groups(result.foreign_names)),
+        parts=(part,),
+        steps=_next_steps(result) if result.outcome == "converted" else None,
+    )
+
+
+def _verdict(result: ConversionResult, error: FrozenBNError | None) -> Verdict:
+    words, tone = _OUTCOMES[result.outcome]
+    detail = []
+    if result.claims:
+        tone = _TONES[verdict(result.claims)]
+        detail.append("".join((*verdict_parts(result.claims), ".")))
+    if error:
+        detail.append(printable(f"{error.problem}. {error.advice}".rstrip()))
+    if tone == "good" and any(
+        finding.severity == "warning" for item in result.plan.frozen for finding in item.findings
+    ):
+        tone, words = "warn", f"{words}, with warnings"
+    return Verdict(tone, sentence(words), " ".join(detail))
+
+
+def _files(result: ConversionResult) -> tuple[FileFacts, ...]:
+    source = file_facts(
+        holds=result.kind,
+        stored_as=result.container,
+        size=size_text(result.input_bytes),
+        key=result.key,
+        sha256=result.input_sha256 or "",
+        model=result.model,
+    )
+    output = file_facts(
+        format=result.output_format,
+        size="not written" if result.output_bytes is None else size_text(result.output_bytes),
+        made=result.made,
+        took=took_text(result.seconds),
+    )
+    return (
+        FileFacts("input", printable(result.input_path), source),
+        FileFacts("output", printable(result.output_path), output),
+    )
+
+
+def _layer_facts(result: ConversionResult) -> tuple[str, ...]:
+    words = {"converted": "frozen", "planned": "would be frozen"}.get(result.outcome)
+    if words is None:
+        return layer_facts(result.plan) if result.plan.layers else ()
+    return layer_facts(result.plan, len(result.plan.frozen), words)
+
+
+def _state(plan: LayerPlan, *, outcome: str, proven: bool) -> tuple[str, Tone]:
+    if plan.layer.frozen_already:
+        return "already", "plain"
+    if plan.action == "leave":
+        return "left alone", "warn"
+    if proven:
+        return "identical", "good"
+    return {"converted": "yes", "planned": "planned"}.get(outcome, "no"), "plain"
+
+
+def _notes(result: ConversionResult) -> list[str]:
+    """Return what was left alone, and what was not written, a line each."""
+    lines = left_alone(result.plan, result.prefix)
+    if result.left_out:
+        lines.append(f"not written, since no tensor: {named(result.left_out, 5)}")
+    if result.beside:
+        lines.append(f"not written, since beside the weights: {named(result.beside, 8)}")
+    return lines
+
+
+def _next_steps(result: ConversionResult) -> tuple[str, str]:
+    """Return how to load the result: a sentence, and two lines of Python."""
+    path = repr(str(result.output_path))
+    if result.output_format == "torchscript":
+        return (
+            "Load it with PyTorch alone, here or in C++:",
+            f"import torch\nmodel = torch.jit.load({path})",
+        )
+    return (
+        "Load it into your model, whose layers are frozen on the way:",
+        f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path})",
+    )

@@ -1,0 +1,226 @@
+"""What a report says, wherever it is shown: verdict, facts, claims, findings, layers, steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from frozenbn_cli.batch_norms.findings import Severity
+from frozenbn_cli.batch_norms.plan import LayerPlan
+from frozenbn_cli.batch_norms.summaries import Summary
+from frozenbn_cli.inspection import Statistics
+from frozenbn_cli.reports.console import printable
+from frozenbn_cli.reports.grouping import FindingGroup, finding_labels
+from frozenbn_cli.reports.words import range_text
+from frozenbn_cli.verification.claims import Claim
+
+__all__ = [
+    "CLAIMS",
+    "STATE_TITLES",
+    "UNKNOWN",
+    "Command",
+    "FileFacts",
+    "LayerRow",
+    "Page",
+    "Part",
+    "Section",
+    "Tone",
+    "Verdict",
+]
+
+Command = Literal["convert", "inspect", "verify"]
+Tone = Literal["good", "bad", "warn", "plain"]
+
+UNKNOWN = "–"
+"""What stands for a fact that the file does not tell."""
+
+STATE_TITLES: dict[Command, str] = {
+    "convert": "Frozen",
+    "verify": "Frozen",
+    "inspect": "With convert",
+}
+"""The title over what was, or would be, done with each layer."""
+
+CLAIMS = {
+    "contents": "Every entry that was not to change is bit-identical in the converted file.",
+    "layers": "Each frozen layer gives the outputs of its BatchNorm2d in eval.",
+    "model": "The whole model gives the same outputs before and after.",
+}
+"""What each claim says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What it all amounts to.
+
+    Attributes:
+        tone: Whether that is good news.
+        words: In a few words.
+        detail: In a sentence or two; may be empty.
+    """
+
+    tone: Tone
+    words: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """One of the files that a section is about.
+
+    Attributes:
+        role: What it is here, such as *original*.
+        path: As the user gave it.
+        facts: What is known of it: label and value.
+    """
+
+    role: str
+    path: str
+    facts: tuple[tuple[str, str], ...] = ()
+
+    def get(self, label: str) -> str:
+        """Return what is known of one thing; empty if nothing is."""
+        return dict(self.facts).get(label, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One BatchNorm layer, and how reports put its facts into words.
+
+    Attributes:
+        number: Its place in the file, from 1.
+        plan: What is known of it, what was found, and what should become of it.
+        state: What was, or would be, done with it.
+        tone: Whether that is good news.
+        prominent: Whether a table that is folded shows it.
+        statistics: The ranges of its statistics, where they were read.
+        summary: Its numbers, where they were asked for and make sense.
+    """
+
+    number: int
+    plan: LayerPlan
+    state: str
+    tone: Tone
+    prominent: bool
+    statistics: Statistics | None = None
+    summary: Summary | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return printable(self.plan.layer.name) or "(the file itself)"
+
+    @property
+    def channels(self) -> str:
+        """How many channels it has."""
+        return f"{self.plan.layer.channels:,}"
+
+    @property
+    def eps(self) -> str:
+        """Its eps and where that is known from."""
+        return f"{self.plan.layer.eps.value:g} {self.plan.layer.eps.source}"
+
+    @property
+    def dims(self) -> str:
+        """Its spatial dimensions and where they are known from."""
+        source = "inferred" if self.plan.layer.dims_source else "read"
+        return f"{self.short_dims} {source}" if self.plan.layer.spatial_dims else UNKNOWN
+
+    @property
+    def short_dims(self) -> str:
+        """Its spatial dimensions."""
+        dims = self.plan.layer.spatial_dims
+        return f"{dims}d" if dims else UNKNOWN
+
+    @property
+    def momentum(self) -> str:
+        """The momentum of its running statistics."""
+        momentum = self.plan.layer.momentum
+        return UNKNOWN if momentum is None else f"{momentum:g}"
+
+    @property
+    def batches(self) -> str:
+        """How many batches formed its statistics."""
+        count = self.plan.layer.batches_tracked
+        return UNKNOWN if count is None else f"{count:,}"
+
+    @property
+    def mean(self) -> str:
+        """The smallest and the largest running mean."""
+        return range_text(*self.statistics.mean) if self.statistics else UNKNOWN
+
+    @property
+    def variance(self) -> str:
+        """The smallest and the largest running variance."""
+        if self.summary:
+            return range_text(self.summary.variance.lowest, self.summary.variance.highest)
+        return range_text(*self.statistics.variance) if self.statistics else UNKNOWN
+
+    @property
+    def findings(self) -> list[tuple[str, Severity]]:
+        """A few words on each finding, with its severity."""
+        return finding_labels(self.plan.findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One model.
+
+    Attributes:
+        heading: Where in the file it stands, if the file holds several.
+        facts: What it consists of.
+        findings: On its statistics, the gravest first.
+        notes: What was left alone, left out, or does not fit.
+        layers: Its BatchNorm layers, in the file's order.
+    """
+
+    heading: str = ""
+    facts: tuple[str, ...] = ()
+    findings: tuple[FindingGroup, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What was done with one file, or one pair of files.
+
+    Attributes:
+        command: That did it.
+        title: The file's name.
+        verdict: What it amounts to.
+        files: The files.
+        claims: Those of a verification, if there was one.
+        findings: On the file as a whole.
+        parts: The models in it.
+        notes: On the file as a whole.
+        steps: What comes next: a sentence, and lines of Python.
+    """
+
+    command: Command
+    title: str
+    verdict: Verdict
+    files: tuple[FileFacts, ...]
+    claims: tuple[Claim, ...] = ()
+    findings: tuple[FindingGroup, ...] = ()
+    parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
+    steps: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A report.
+
+    Attributes:
+        command: That it reports on.
+        version: Of frozenbn.
+        written: When.
+        sections: One for each file, or pair of files.
+    """
+
+    command: Command
+    version: str
+    written: datetime
+    sections: tuple[Section, ...] = field(default_factory=tuple)

@@ -1,0 +1,22 @@
+"""What the descriptions of all commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from frozenbn_cli.reports.console import printable
+from frozenbn_cli.verification.claims import Claim, ClaimName
+
+__all__ = ["file_facts", "is_equal"]
+
+
+def file_facts(**facts: str) -> tuple[tuple[str, str], ...]:
+    """Return labels and values of what is known of a file, without what is not."""
+    return tuple(
+        (label.replace("_", " "), printable(value)) for label, value in facts.items() if value
+    )
+
+
+def is_equal(claims: Iterable[Claim], name: ClaimName) -> bool:
+    """Return whether a claim was found to hold."""
+    return any(claim.name == name and claim.status == "equal" for claim in claims)
