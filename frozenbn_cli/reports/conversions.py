@@ -9,7 +9,7 @@ from frozenbn_cli.conversion.terms import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
-from frozenbn_cli.reports.facts import file_facts, is_equal
+from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
 from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_parts
@@ -24,7 +24,6 @@ _OUTCOMES: dict[str, tuple[str, Tone]] = {
     "nothing to freeze": ("not converted: nothing to freeze", "warn"),
     "different": ("not converted: verification failed", "bad"),
 }
-_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "not verified": "warn"}
 
 
 def describe_conversion(result: ConversionResult, error: FrozenBNError | None = None) -> Section:
@@ -62,7 +61,7 @@ def _verdict(result: ConversionResult, error: FrozenBNError | None) -> Verdict:
     words, tone = _OUTCOMES[result.outcome]
     detail = []
     if result.claims:
-        tone = _TONES[verdict(result.claims)]
+        tone = VERDICT_TONES[verdict(result.claims)]
         detail.append("".join((*verdict_parts(result.claims), ".")))
     if error:
         detail.append(printable(f"{error.problem}. {error.advice}".rstrip()))

@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 _MANY = 10**6
-_DIGITS, _DIGITS_IN_TABLES = 6, 3
+_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,60 +71,17 @@ def _what(item: Difference) -> str:
     return "values, within tolerance" if item.tolerated else "values"
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureWords:
-    """A measure in words.
-
-    Attributes:
-        differing: How many elements of how many.
-        largest: The largest absolute difference, and where it is.
-        change: The values there, before and after.
-        relative: The largest relative difference.
-        relative_place: Where that is.
-        ulps: How many representable values lie between; empty if that is not known.
-        mean: Of the absolute difference.
-        percentile_99: Of the absolute difference.
-    """
-
-    differing: str
-    largest: str
-    change: str
-    relative: str
-    relative_place: str
-    ulps: str
-    mean: str
-    percentile_99: str
-
-
-def measure_words(measure: Measure, *, digits: int) -> MeasureWords:
-    """Return a measure in words, differences with so many significant digits."""
-
-    def short(value: float) -> str:
-        return f"{value:.{digits}g}"
-
-    return MeasureWords(
-        differing=f"{measure.differing:,} of {measure.elements:,}",
-        largest=f"{short(measure.absolute)} at {list(measure.index)}",
-        change=f"{measure.before:.9g} → {measure.after:.9g}",
-        relative=short(measure.relative),
-        relative_place=f"{list(measure.relative_index)}",
-        ulps="" if measure.ulps is None else f"{measure.ulps:,}",
-        mean=short(measure.mean),
-        percentile_99=short(measure.percentile_99),
-    )
-
-
-def _numbers(measure: Measure) -> tuple[str, ...]:
-    words = measure_words(measure, digits=_DIGITS_IN_TABLES)
-    ulps = words.ulps if (measure.ulps or 0) < _MANY else f"{measure.ulps:.1e}"
+def _numbers(measure: Measure, digits: int = 3) -> tuple[str, ...]:
+    """Return a measure in words, in the order of the columns, differences with so many digits."""
+    many = digits < _DIGITS and (measure.ulps or 0) >= _MANY
     return (
-        words.differing,
-        words.largest,
-        words.change,
-        words.relative,
-        ulps,
-        words.mean,
-        words.percentile_99,
+        f"{measure.differing:,} of {measure.elements:,}",
+        f"{measure.absolute:.{digits}g} at {list(measure.index)}",
+        f"{measure.before:.9g} → {measure.after:.9g}",
+        f"{measure.relative:.{digits}g} at {list(measure.relative_index)}",
+        "" if measure.ulps is None else f"{measure.ulps:.1e}" if many else f"{measure.ulps:,}",
+        f"{measure.mean:.{digits}g}",
+        f"{measure.percentile_99:.{digits}g}",
     )
 
 
@@ -203,10 +160,15 @@ def _measures(differences: Sequence[Difference], console: Console) -> Table:
         if item.measure is None or (title == "largest" and item is first):
             continue
         table.add_row(Text(title, "bold"), Text(printable(item.place), "bold"))
-        words = measure_words(item.measure, digits=_DIGITS)
-        ulps = f", {words.ulps} ULP" if words.ulps else ""
-        table.add_row("differing", f"{words.differing} elements")
-        table.add_row("absolute", Text(suited(f"{words.largest} ({words.change}){ulps}", console)))
-        table.add_row("relative", Text(f"{words.relative} at {words.relative_place}"))
-        table.add_row("mean", f"{words.mean}, 99th percentile {words.percentile_99}")
+        differing, largest_text, change, relative, ulps, mean, percentile = _numbers(
+            item.measure, _DIGITS
+        )
+        absolute = f"{largest_text} ({change}){f', {ulps} ULP' if ulps else ''}"
+        for label, text in (
+            ("differing", f"{differing} elements"),
+            ("absolute", suited(absolute, console)),
+            ("relative", relative),
+            ("mean", f"{mean}, 99th percentile {percentile}"),
+        ):
+            table.add_row(Text(label), Text(text))
     return table

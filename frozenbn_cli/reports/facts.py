@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from frozenbn_cli.reports.console import printable
-from frozenbn_cli.verification.claims import Claim, ClaimName
+from frozenbn_cli.reports.description import Tone
+from frozenbn_cli.verification.claims import Claim, ClaimName, Verdict
 
-__all__ = ["file_facts", "is_equal"]
+__all__ = ["VERDICT_TONES", "file_facts", "is_equal"]
+
+VERDICT_TONES: dict[Verdict, Tone] = {"passed": "good", "failed": "bad", "not verified": "warn"}
+"""Whether what claims amount to is good news."""
 
 
 def file_facts(**facts: str) -> tuple[tuple[str, str], ...]:

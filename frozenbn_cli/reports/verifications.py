@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
-from frozenbn_cli.reports.facts import file_facts, is_equal
+from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows
 from frozenbn_cli.reports.words import by_reason, sentence, size_text, took_text, verdict_parts
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from frozenbn_cli.verification.files import VerificationResult
 
 __all__ = ["describe_verification"]
-
-_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "not verified": "warn"}
 
 
 def describe_verification(result: VerificationResult) -> Section:
@@ -49,7 +47,9 @@ def describe_verification(result: VerificationResult) -> Section:
     return Section(
         command="verify",
         title=f"{result.original_path.name} and {result.converted_path.name}",
-        verdict=Verdict(_TONES[result.verdict], sentence(result.verdict), f"{sentence(detail)}."),
+        verdict=Verdict(
+            VERDICT_TONES[result.verdict], sentence(result.verdict), f"{sentence(detail)}."
+        ),
         files=_files(result),
         claims=result.claims,
         parts=(part,),
