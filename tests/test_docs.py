@@ -1,6 +1,6 @@
-"""README and docs: every block does what it says, every link leads somewhere, every signature holds.
+"""README and docs: every block does what it says, links lead somewhere, signatures hold.
 
-Blocks run in a folder with the files that they speak of. A block that imports a package which is not
+Blocks run in a folder with the files that they speak of. A block that imports a package that is not
 installed is compiled, and skipped with the name of that package.
 """
 
@@ -15,12 +15,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,16 +88,15 @@ def test_blocks_are_found() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    resnet50, resnet18 = build(torchvision.models.resnet50), build(torchvision.models.resnet18)
-    save(folder / "model.pth", resnet50.state_dict())
-    save(folder / "resnet18.pth", resnet18.state_dict())
+    resnet18 = build(torchvision.models.resnet18)
+    save(folder / "model.pth", resnet18.state_dict())
     save(folder / "timm.pth", resnet18.state_dict())
     small = small_state()
     save(folder / "last.ckpt", {"model": small, "model_ema": small, "epoch": 3})
     prefixed = {f"model.{name}": value for name, value in resnet18.state_dict().items()}
     save(folder / "lightning.ckpt", {"state_dict": prefixed, "epoch": 3})
     save(folder / "float32.safetensors", small)
-    (folder / "my_model.py").write_text("from torchvision.models import resnet50 as build\n")
+    (folder / "my_model.py").write_text("from torchvision.models import resnet18 as build\n")
     for name in ("a.pth", "b.pth", "zoo/deep/c.pth", "runs/1/last.ckpt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save(folder / name, small)
@@ -103,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = ["--no-verify", "--quiet"]
     for source, output in (
         ("model.pth", "model.frozen.safetensors"),
-        ("resnet18.pth", "backbone.safetensors"),
+        ("model.pth", "backbone.safetensors"),
         ("lightning.ckpt", "lightning.frozen.safetensors"),
         ("scripted.pt", "scripted.frozen.pt"),
     ):
@@ -142,9 +143,7 @@ def missing_packages(text: str) -> list[str]:
 # What a block shows may be deprecated by now in the package that it is for.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("block", runnable("python"), ids=str)
-def test_python_blocks_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, block: Block
-) -> None:
+def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     monkeypatch.chdir(folder)
     code = compile(block.text, block.page, "exec")
     if missing := missing_packages(block.text):
@@ -162,12 +161,21 @@ def command_lines() -> list[str]:
     return list(dict.fromkeys(commands))
 
 
+@pytest.fixture(scope="module")
+def commands_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same files again: commands replace and remove what the blocks of Python need."""
+    return shutil.copytree(folder, tmp_path_factory.mktemp("commands") / "docs")
+
+
 @pytest.mark.parametrize("line", command_lines())
 def test_command_lines_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+    commands_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
 ) -> None:
-    monkeypatch.chdir(folder)
-    arguments = [name for word in shlex.split(line)[1:] for name in _expanded(word)]
+    monkeypatch.chdir(commands_folder)
+    arguments = [name for word in shlex.split(line)[1:] for name in _expanded(word, line)]
     _prepare(arguments)
 
     code = run(arguments)
@@ -176,19 +184,17 @@ def test_command_lines_run(
     assert (code, printed.err) == (0, "")
 
 
-def _expanded(word: str) -> list[str]:
-    """Return what a shell makes of a word."""
-    return sorted(map(str, Path().glob(word))) or [word]
+def _expanded(word: str, line: str) -> list[str]:
+    """Return what a shell makes of a word of a line."""
+    return [word] if f"'{word}'" in line else sorted(map(str, Path().glob(word))) or [word]
 
 
 def _prepare(arguments: list[str]) -> None:
     """Make what a command needs, and clear away what it makes."""
-    if "torchvision.models:resnet18" in arguments and arguments[1] == "model.pth":
-        arguments[1] = "resnet18.pth"
     if arguments[0] == "convert":
-        for output in (*Path().glob("*.frozen.*"), Path("out.safetensors"), Path("out.pt")):
+        named = [Path(name) for option, name in pairwise(arguments) if option == "-o"]
+        for output in (*Path().glob("*.frozen.*"), *named):
             output.unlink(missing_ok=True)
-        Path("backbone.safetensors").unlink(missing_ok="-o" in arguments)
     if "--include" in arguments and "backbone.*" in arguments:
         state = torch.load("model.pth", weights_only=True)
         save(Path("nested.pth"), {f"backbone.{name}": value for name, value in state.items()})

@@ -11,7 +11,7 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Role
 
 __all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "Severity", "examine"]
 
-_OTHER_EPS = 1e-3  # TensorFlow's and EfficientNet's; 1e-5 is PyTorch's.
+_OTHER_EPS = 1e-3  # Of models that come from TensorFlow (timm's `tf_*`); 1e-5 is PyTorch's.
 _DEFAULT_MOMENTUM = 0.1
 _HARDLY_FORMED = 0.01
 _LARGE_SCALE = 1e3
