@@ -45,6 +45,7 @@ class ZipRecord:
         local_name, local_method, local_signature: As the local header claims.
         extra_bytes: The length of the padding behind the local name.
         in_zip64: Whether sizes and offset stand in a ZIP64 extra field.
+        extra_before: Another extra field in the directory, in front of it.
     """
 
     content: bytes
@@ -59,6 +60,7 @@ class ZipRecord:
     local_signature: bytes = b"PK\3\4"
     extra_bytes: int = 0
     in_zip64: bool = False
+    extra_before: bytes = b""
 
     @property
     def stored(self) -> bytes:
@@ -70,7 +72,10 @@ class ZipRecord:
 
 @dataclass(frozen=True)
 class ZipEnd:
-    """What the end of an archive claims; what is None is claimed truthfully."""
+    """What the end of an archive claims; what is None is claimed truthfully.
+
+    ``short_records`` is what the short end claims where there is a ZIP64 end too.
+    """
 
     records: int | None = None
     directory_bytes: int | None = None
@@ -80,6 +85,7 @@ class ZipEnd:
     locator_signature: bytes = b"PK\6\7"
     end64_signature: bytes = b"PK\6\6"
     end64_start: int | None = None
+    short_records: int = 0xFFFF
     comment: bytes = b""
 
 
@@ -123,9 +129,9 @@ def _directory_entry(name: str, record: ZipRecord, start: int) -> bytes:
     stored = len(record.stored) if record.stored_bytes is None else record.stored_bytes
     size = len(record.content) if record.size_bytes is None else record.size_bytes
     start = start if record.header_start is None else record.header_start
-    extra = b""
+    extra = record.extra_before
     if record.in_zip64:
-        extra = struct.pack("<HHQQQ", 1, 24, size, stored, start)
+        extra += struct.pack("<HHQQQ", 1, 24, size, stored, start)
         size = stored = start = 0xFFFFFFFF
     versions = struct.pack("<4sHH", b"PK\1\2", 20, 20)
     fixed = struct.pack(
@@ -159,7 +165,7 @@ def _zip_end(end: ZipEnd, records: int, directory_bytes: int, directory_start: i
         written += struct.pack("<4sQHHIIQQQQ", end.end64_signature, 44, 45, 45, 0, 0, *fields)
         end64_start = position if end.end64_start is None else end.end64_start
         written += struct.pack("<4sIQI", end.locator_signature, 0, end64_start, 1)
-        records, directory_bytes, directory_start = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+        records, directory_bytes, directory_start = end.short_records, 0xFFFFFFFF, 0xFFFFFFFF
     fields = (records, records, directory_bytes, directory_start, len(end.comment))
     written += struct.pack("<4sHHHHIIH", b"PK\5\6", end.disk, end.disk, *fields)
     return written + end.comment

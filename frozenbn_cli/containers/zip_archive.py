@@ -2,6 +2,10 @@
 
 Follows `APPNOTE.TXT 6.3.10 <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>`_; the
 section numbers below are its own. PyTorch stores records uncompressed and aligned to 64 bytes.
+
+What another reader could take for another archive is refused, since what was looked through here
+may be loaded by it: PyTorch's follows a ZIP64 locator wherever there is one, takes names that
+differ by case for one, and a file with `PTMF` at byte 4 for no ZIP archive at all.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ _MAX_RECORDS = 200_000
 _MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_INFLATION = 1032  # Deflate cannot do more (zlib's technical notes).
 _MAX_INFLATED_PICKLE_BYTES = 64 << 20  # A pickle, unlike a tensor, is held in memory.
+_FLATBUFFER = b"PTMF"  # Marks a mobile module, whatever the file begins with.
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,25 @@ class ZipArchive:
     def __init__(self, source: ByteSource) -> None:
         self.source = source
         self._data_starts: dict[str, int] = {}
+        if source.size_bytes >= 8 and source.read(4, 4) == _FLATBUFFER:
+            raise DamagedFileError(
+                "a file of two kinds", where=("byte 4",), expected="a ZIP version", found="'PTMF'"
+            )
         directory_start, directory, count = _read_directory(source)
         self.records: dict[str, Record] = {}
+        names: dict[bytes, str] = {}
         position = 0
         for _ in range(count):
             with located(f"ZIP directory, byte {directory_start + position:,}"):
                 record, position = _parse_entry(directory, position)
+                other = names.setdefault(record.name.encode().lower(), record.name)
                 if record.name in self.records:
                     raise DamagedFileError(f"two records named {record.name!a}")
+                if other != record.name:
+                    raise DamagedFileError(
+                        f"records {other!a} and {record.name!a} are one to PyTorch, which ignores "
+                        "case"
+                    )
                 self.records[record.name] = record
         if position != len(directory):
             raise DamagedFileError(
@@ -161,6 +177,8 @@ END64 = struct.Struct("<4sQHHIIQQQQ")
 # Section 4.3.12: one entry of the central directory. Section 4.3.7: local header.
 ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
 LOCAL = struct.Struct("<4sHHHHHIIIHH")
+# The count, size and start in END that send to END64 (4.4.1.4).
+_LIMITS = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 
 
 def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
@@ -176,29 +194,53 @@ def _read_directory(source: ByteSource) -> tuple[int, bytes, int]:
             advice="The file is truncated, or its download did not finish.",
         )
     end = tail_start + found
-    (_, disk, directory_disk, _, count, size, start, _) = END.unpack_from(tail, found)
-    if disk or directory_disk:
+    (_, disk, directory_disk, count_here, count, size, start, _) = END.unpack_from(tail, found)
+    if disk or directory_disk or count_here != count:
         raise UnsupportedFileError("the ZIP archive is split over several files")
-    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
-        end, count, size, start = _read_end64(source, end)
+    stated = (count, size, start)
+    if end64 := _read_end64(source, end):
+        end, *found64 = end64
+        for value, limit, value64 in zip(stated, _LIMITS, found64, strict=True):
+            if value not in (limit, value64):
+                raise DamagedFileError(
+                    "ZIP directory",
+                    expected=f"one end for all readers: {value:,}",
+                    found=f"{value64:,} in the ZIP64 end",
+                )
+        count, size, start = found64
+    elif any(value == limit for value, limit in zip(stated, _LIMITS, strict=True)):
+        where = (f"byte {end - END64_LOCATOR.size:,}",)
+        raise DamagedFileError("ZIP64 locator is missing", where=where)
     if count > _MAX_RECORDS or size > _MAX_DIRECTORY_BYTES:
         raise UnsupportedFileError(f"ZIP archive of {count:,} records, which is beyond any model")
-    if start + size > end:
+    if start + size != end:
         raise DamagedFileError(
-            "ZIP directory", expected=f"to end before byte {end:,}", found=f"{start + size:,}"
+            "ZIP directory", expected=f"to end at byte {end:,}", found=f"{start + size:,}"
         )
     return start, source.read(start, size), count
 
 
-def _read_end64(source: ByteSource, end: int) -> tuple[int, int, int, int]:
+def _read_end64(source: ByteSource, end: int) -> tuple[int, int, int, int] | None:
+    """Return where the ZIP64 end stands, and its count, size and start; None if there is none."""
     locator_start = end - END64_LOCATOR.size
-    signature, _, end64, _ = END64_LOCATOR.unpack(source.read(locator_start, END64_LOCATOR.size))
+    if locator_start < 0:
+        return None
+    located_end = END64_LOCATOR.unpack(source.read(locator_start, END64_LOCATOR.size))
+    signature, disk, end64, disks = located_end
     if signature != b"PK\6\7":
-        raise DamagedFileError("ZIP64 locator is missing", where=(f"byte {locator_start:,}",))
+        return None
     fields = END64.unpack(source.read(end64, END64.size))
     if fields[0] != b"PK\6\6":
         raise DamagedFileError("ZIP64 directory end is missing", where=(f"byte {end64:,}",))
-    count, size, start = fields[7:10]
+    _, size_bytes, _, _, this_disk, directory_disk, count_here, count, size, start = fields
+    if disk or disks > 1 or this_disk or directory_disk or count_here != count:
+        raise UnsupportedFileError("the ZIP archive is split over several files")
+    if end64 + 12 + size_bytes != locator_start:  # The size does not count the first 12 bytes.
+        raise DamagedFileError(
+            "ZIP64 directory end",
+            expected=f"to end at byte {locator_start:,}",
+            found=f"{end64 + 12 + size_bytes:,}",
+        )
     return end64, count, size, start
 
 
@@ -251,7 +293,9 @@ def _with_zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
     while position + 4 <= len(extra):
         identifier, size = struct.unpack_from("<HH", extra, position)
         position += 4
-        if identifier == 1 and 8 * len(wide) <= size <= len(extra) - position:
+        if identifier == 1:  # Where there are several, readers differ in which one counts.
+            if not 8 * len(wide) <= size <= len(extra) - position:
+                break
             values = list(fields)
             for index, value in zip(
                 wide, struct.unpack_from(f"<{len(wide)}Q", extra, position), strict=True

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import DamagedFileError
 from tests.conftest import (
     DEFLATED,
@@ -283,11 +285,11 @@ FALSE_ENDS = {
     "more_records": (ZipEnd(records=6), "the directory ends within an entry"),
     "fewer_records": (ZipEnd(records=2), "expected 2 records"),
     "no_records": (ZipEnd(records=0), "expected 0 records"),
-    "longer_directory": (ZipEnd(directory_bytes=10_000), "expected to end before"),
-    "shorter_directory": (ZipEnd(directory_bytes=60), "the directory ends within an entry"),
+    "longer_directory": (ZipEnd(directory_bytes=10_000), "expected to end at"),
+    "shorter_directory": (ZipEnd(directory_bytes=60), "expected to end at"),
     "directory_of_4_gigabytes": (ZipEnd(directory_bytes=0xFFFFFFFE), "beyond any model"),
-    "directory_elsewhere": (ZipEnd(directory_start=4), "does not begin with its signature"),
-    "directory_beyond_the_file": (ZipEnd(directory_start=0xFFFFFFF), "expected to end before"),
+    "directory_elsewhere": (ZipEnd(directory_start=4), "expected to end at"),
+    "directory_beyond_the_file": (ZipEnd(directory_start=0xFFFFFFF), "expected to end at"),
     "no_zip64_locator": (ZipEnd(directory_start=0xFFFFFFFF), "ZIP64 locator is missing"),
     "several_disks": (ZipEnd(disk=1), "split over several files"),
     "zip64_locator_damaged": (
@@ -304,7 +306,11 @@ FALSE_ENDS = {
     ),
     "zip64_of_a_far_directory": (
         ZipEnd(in_zip64=True, directory_start=1 << 63),
-        "expected to end before",
+        "expected to end at",
+    ),
+    "zip64_end_of_more_records": (
+        ZipEnd(in_zip64=True, short_records=3),
+        "one end for all readers: 3, found 4",
     ),
 }
 
@@ -340,6 +346,71 @@ def test_rejects_two_records_of_one_name(refused: Refuse) -> None:
     twice = [*RECORDS.items(), (TENSOR, bytes(16))]
 
     assert "two records named 'archive/data/0'" in refused(zip_bytes(twice))
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_rejects_names_that_differ_by_case(is_last: bool, refused: Refuse) -> None:
+    # PyTorch ignores case when it looks for a record.
+    other = ("archive/DATA/0", bytes(16))
+    records = [*RECORDS.items(), other] if is_last else [other, *RECORDS.items()]
+
+    message = refused(zip_bytes(records))
+
+    assert "'archive/DATA/0'" in message
+    assert "are one to PyTorch, which ignores case" in message
+
+
+def test_rejects_a_zip64_locator_that_leads_to_another_directory(refused: Refuse) -> None:
+    # PyTorch follows the locator: of this file it reads zeros.
+    other = zip_bytes(changed(TENSOR) | {TENSOR: bytes(16)}, ZipEnd(in_zip64=True))
+    archive = zip_bytes([*(("other/" + name, content) for name, content in RECORDS.items())])
+    start = len(other)
+    end = archive.rindex(b"PK\5\6")
+    locator = bytearray(other[-42:-22])
+    shown = bytearray(archive[end:])
+    (directory_start,) = struct.unpack_from("<I", shown, 16)
+    struct.pack_into("<I", shown, 16, start + directory_start)
+
+    message = refused(other + archive[:end] + locator + shown)
+
+    assert "ZIP64 directory end: expected to end at" in message
+
+
+def test_rejects_a_gap_in_front_of_the_end(refused: Refuse) -> None:
+    archive = zip_bytes(RECORDS)
+    end = archive.rindex(b"PK\5\6")
+
+    assert "ZIP directory: expected to end at" in refused(archive[:end] + b"gap" + archive[end:])
+
+
+def test_rejects_what_pytorch_takes_for_a_mobile_module(refused: Refuse) -> None:
+    archive = bytearray(zip_bytes(RECORDS))
+    archive[4:8] = b"PTMF"
+
+    assert "byte 4: a file of two kinds" in refused(bytes(archive))
+
+
+def test_rejects_zip64_sizes_that_stand_twice(refused: Refuse) -> None:
+    # Readers differ in which of two extra fields counts.
+    short = struct.pack("<HHQ", 1, 8, 0)
+    records = changed(TENSOR, in_zip64=True, extra_before=short)
+
+    assert "lacks its ZIP64 sizes" in refused(zip_bytes(records))
+
+
+def test_reads_an_archive_of_more_records_than_a_short_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    storages = {str(key): FLOATS for key in range(65_540)}
+    with path.open("wb") as file:
+        writer = ZipWriter(file)
+        for name, content in archive_records(STATE, storages).items():
+            assert isinstance(content, bytes)
+            writer.add(name, content)
+        writer.write_directory()
+
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.entries["a"].read() == FLOATS
+    assert torch.load(path)["a"].tolist() == [1, 2, 3, 4]
 
 
 def test_rejects_overlapping_records(refused: Refuse) -> None:
