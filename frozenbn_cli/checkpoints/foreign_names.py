@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from frozenbn_cli.checkpoints.pickled_tensors import TENSOR_FUNCTIONS
 from frozenbn_cli.checkpoints.tensors import DTYPES, dtype_of_storage
 from frozenbn_cli.errors import UnsupportedFileError
 from frozenbn_cli.pickles.reader import Pickle
@@ -46,8 +47,7 @@ def foreign_names(pickle: Pickle, *, classes_are_expected: bool) -> dict[str, bo
     return {
         str(name): name in pickle.calls
         for name in pickle.names
-        if not _is_expected(name)
-        and (not classes_are_expected or (name in pickle.calls and name not in pickle.classes))
+        if not _is_expected(name) and (not classes_are_expected or name in pickle.functions)
     }
 
 
@@ -55,7 +55,7 @@ def _is_expected(name: Global) -> bool:
     if name.module in ("builtins", "__builtin__"):
         return name.name in _BUILTINS
     if name.module == "torch._utils":
-        return name.name.startswith("_rebuild_")
+        return name.name in TENSOR_FUNCTIONS
     return name.name in _MODELS_ARE_MADE_OF.get(name.module, ()) or _is_storage(name)
 
 

@@ -18,7 +18,7 @@ from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.reader import Pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 
-__all__ = ["TensorFinder", "is_tensor", "storage_element_sizes"]
+__all__ = ["TENSOR_FUNCTIONS", "TensorFinder", "is_tensor", "storage_element_sizes"]
 
 _MAX_WRAPPERS = 8
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
@@ -36,7 +36,7 @@ def storage_element_sizes(pickle: Pickle) -> dict[str, int]:
 
 def is_tensor(value: Value) -> bool:
     """Return whether ``value`` would become a tensor or parameter, of any layout."""
-    return isinstance(value, Call) and _name(value) in _TENSORS
+    return isinstance(value, Call) and _name(value) in TENSOR_FUNCTIONS
 
 
 class TensorFinder:
@@ -176,6 +176,9 @@ _OTHER_LAYOUTS = {
     "_rebuild_meta_tensor_no_storage": "meta (shape without values)",
     "_rebuild_device_tensor_from_numpy": "device (XLA, MAIA or HPU)",
     "_rebuild_device_tensor_from_cpu_tensor": "device (XLA, MAIA or HPU)",
+    "_rebuild_xla_tensor": "device (XLA)",
+    "_rebuild_xlatensor": "device (XLA)",
     "_rebuild_wrapper_subclass": "wrapper subclass",
 }
-_TENSORS = _DENSE | _WRAPPERS.keys() | _OTHER_LAYOUTS.keys()
+TENSOR_FUNCTIONS = _DENSE | _WRAPPERS.keys() | _OTHER_LAYOUTS.keys()
+"""The functions of PyTorch that rebuild tensors, whose names are whitelisted."""

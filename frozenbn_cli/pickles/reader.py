@@ -7,6 +7,7 @@ decodes them. Any other opcode is refused, with its position.
 
 from __future__ import annotations
 
+import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,14 @@ MAX_OPCODES = 2_000_000
 _MAX_KEY_DEPTH = 8
 # Parts of nested keys, all together: hashing and comparing them costs more than reading them.
 _MAX_KEY_PARTS = 50_000
+_FRAME_BYTES = 9  # Of the opcode FRAME, with the size that follows it.
+# Which argument of a function it calls: `copyreg` the initialiser of a base, PyTorch what rebuilds
+# a tensor before it is given its class.
+_CALLED_THROUGH = {
+    Global("copy_reg", "_reconstructor"): 1,
+    Global("copyreg", "_reconstructor"): 1,
+    Global("torch._tensor", "_rebuild_from_type_v2"): 0,
+}
 
 
 @dataclass(slots=True)
@@ -35,7 +44,8 @@ class Pickle:
         persistent_ids: Every reference to something outside, in order of appearance.
         names: Every name that unpickling would import, with the byte at which it first does.
         calls: What unpickling would call, likewise.
-        classes: Those of the calls that would make an instance without calling the class.
+        functions: Those of them that it would call as functions; of the others it would make an
+            instance without calling the class.
     """
 
     value: Value = None
@@ -43,7 +53,7 @@ class Pickle:
     persistent_ids: list[PersistentId] = field(default_factory=list)
     names: dict[Global, int] = field(default_factory=dict)
     calls: dict[Global, int] = field(default_factory=dict)
-    classes: set[Global] = field(default_factory=set)
+    functions: set[Global] = field(default_factory=set)
 
 
 def read_pickle(stream: IO[bytes], *, from_torchscript: bool = False) -> Pickle:
@@ -70,6 +80,7 @@ class _Machine:
         self._pickle = Pickle()
         self._key_parts = 0
         self._position = stream.tell()
+        self._frame_end: float = math.inf
 
     def run(self) -> Pickle:
         try:
@@ -85,6 +96,8 @@ class _Machine:
             raise self._damaged("an opcode takes more from the stack than there is") from error
         if self._stack or self._marked:
             raise self._damaged("values are left on the stack at the end")
+        if self._frame_end != math.inf:
+            raise self._damaged("the pickle ends within a frame")
         return self._pickle
 
     def _step(self) -> bytes:
@@ -99,7 +112,20 @@ class _Machine:
         self._position = (
             self._stream.tell() if argument_bytes < 0 else self._position + 1 + argument_bytes
         )
+        if self._position >= self._frame_end:
+            self._leave_frame()
         return code
+
+    def _enter_frame(self, size_bytes: int) -> None:
+        if self._frame_end != math.inf:
+            raise self._damaged("a frame begins within another")
+        self._frame_end = self._position + _FRAME_BYTES + size_bytes
+
+    def _leave_frame(self) -> None:
+        # Python reads a name from where the frame ends, and forgets its beginning.
+        if self._position > self._frame_end:
+            raise self._damaged("an opcode reaches beyond its frame")
+        self._frame_end = math.inf
 
     def _damaged(self, what: str, *, expected: str = "", found: str = "") -> DamagedFileError:
         return DamagedFileError(
@@ -245,11 +271,20 @@ class _Machine:
                 "a call", expected="a tuple of arguments", found=describe(arguments)
             )
         self._pickle.calls.setdefault(function, self._position)
-        if is_new:
-            self._pickle.classes.add(function)
+        if not is_new:
+            self._pickle.functions.add(function)
+            self._call_through(function, arguments)
         self._push(
             Call(function, arguments, keywords, is_new, reference=reference, is_enum=is_enum)
         )
+
+    def _call_through(self, function: Global, arguments: tuple[Value, ...]) -> None:
+        """Note what a function that is called calls in turn, by its arguments."""
+        place = _CALLED_THROUGH.get(function, len(arguments))
+        called = arguments[place] if place < len(arguments) else None
+        if isinstance(called, Global):
+            self._pickle.calls.setdefault(called, self._position)
+            self._pickle.functions.add(called)
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -287,7 +322,7 @@ def _constant(make: Callable[[], Value]) -> _Handler:
 
 _HANDLERS: dict[str, _Handler] = {
     "PROTO": _Machine._protocol,
-    "FRAME": lambda *_: None,
+    "FRAME": _Machine._enter_frame,
     "STOP": _Machine._stop,
     "MARK": _Machine._mark,
     "POP": _Machine._drop,
