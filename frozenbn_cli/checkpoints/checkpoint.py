@@ -36,7 +36,8 @@ class LayerFacts:
         obstacle: Why that code cannot be frozen; None if it can.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
-        shares_with: The layers that it shares tensors with, where they stay shared in the output.
+        shares_with: The layers that it shares tensors with, where they stay shared in the output;
+            its own name may be among them.
     """
 
     type_name: str | None = None

@@ -17,9 +17,6 @@ from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
 
 __all__ = ["is_module", "module_state_dict"]
 
-_MAX_MODULES = 200_000
-_MAX_DEPTH = 200
-_MAX_NAME_CHARACTERS = 4096
 _RECONSTRUCTOR = Global("copy_reg", "_reconstructor")
 _FROZEN_HOMES = ("torchvision.", "timm.", "detectron2.", "frozenbn_cli.")
 
@@ -46,10 +43,11 @@ def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
     entries: dict[str, StoredTensor] = {}
     unsupported: dict[str, str] = {}
     layers: dict[str, LayerFacts] = {}
-    for name, module in _walk(root):
+    for name, module in _walk(root, finder):
         prefix = f"{name}." if name else ""
         for entry, value in _own_tensors(module):
             with located(f"entry {prefix + entry!a}"):
+                finder.names.take(prefix + entry, value)
                 try:
                     entries[prefix + entry] = finder.tensor(value)
                 except UnsupportedFileError as error:
@@ -59,15 +57,12 @@ def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
     return StateDict(key, entries, layers=layers, is_module=True, unsupported=unsupported)
 
 
-def _walk(root: Call) -> Iterator[tuple[str, Call]]:
+def _walk(root: Call, finder: TensorFinder) -> Iterator[tuple[str, Call]]:
     """Yield every module under each of its names, parents before children."""
     waiting = [("", root, 0)]
-    count = 0
     while waiting:
         name, module, depth = waiting.pop()
-        count += 1
-        if count > _MAX_MODULES or depth > _MAX_DEPTH or len(name) > _MAX_NAME_CHARACTERS:
-            raise DamagedFileError("more modules within each other than any model has")
+        finder.names.take(name, module, depth)
         yield name, module
         children = []
         for child_name, child in _items(module, "_modules"):

@@ -15,6 +15,7 @@ from frozenbn_cli.checkpoints.tensors import (
 )
 from frozenbn_cli.containers.source import Extent, FileExtent
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
+from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import Pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 
@@ -44,11 +45,15 @@ class TensorFinder:
 
     Args:
         storage: Returns the bytes of a storage by its key.
+
+    Attributes:
+        names: Bounds the names of the file's modules and tensors.
     """
 
     def __init__(self, storage: Callable[[str], Extent]) -> None:
         self._storage = storage
         self._extents: dict[str, Extent] = {}
+        self.names = NameBudget()
 
     def tensor(self, value: Call) -> StoredTensor:
         """Return the tensor that ``value`` stands for.

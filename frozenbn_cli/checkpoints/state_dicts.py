@@ -179,6 +179,7 @@ def _mapping(key: str, value: Value, finder: TensorFinder) -> StateDict:
             left_out[name if isinstance(name, str) else describe(name)] = describe(entry)
             continue
         with located(f"entry {name[:80]!a}"):
+            finder.names.take(name, entry)
             try:
                 entries[name] = finder.tensor(entry)
             except UnsupportedFileError as error:
@@ -226,13 +227,16 @@ def _frozen_layers(
 def _beside(root: Value, keys: set[str]) -> dict[str, str]:
     """Return what stands beside the chosen state dicts, on the way to each of them."""
     beside: dict[str, str] = {}
+    on_the_way = {
+        key[:place] for key in keys for place, character in enumerate(key) if character == "."
+    }
     waiting = [("", root)] if "" not in keys else []
     while waiting:
         key, value = waiting.pop()
         for full_key, child in _children(key, value):
             if full_key in keys:
                 continue
-            if any(chosen.startswith(f"{full_key}.") for chosen in keys) and not is_module(child):
+            if full_key in on_the_way and not is_module(child):
                 waiting.append((full_key, child))
             else:
                 beside[full_key] = describe(child)

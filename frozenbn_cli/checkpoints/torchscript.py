@@ -80,6 +80,7 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
                 if not isinstance(value, Call) or not is_tensor_call(value):
                     continue
                 with located(f"entry {prefix + role!a}"):
+                    finder.names.take(prefix + role, value)
                     try:
                         entries[prefix + role] = finder.tensor(value)
                     except UnsupportedFileError as error:
@@ -149,21 +150,21 @@ def _constant(module: ScriptModule, name: str) -> float | None:
 
 
 def _shared(layers: Iterable[ScriptModule]) -> dict[str, frozenset[str]]:
-    """Return, for each layer that shares a storage with others, the names of all of these.
+    """Return, for each layer that shares a storage with others, the names of all of them.
 
     A layer under two names is two objects that share tensors.
     """
     groups: dict[str, set[str]] = {}
-    by_key: dict[str, set[str]] = {}
+    first: dict[str, str] = {}
     for layer in layers:
-        group = {layer.name}
+        group = groups.setdefault(layer.name, {layer.name})
         for role in _STATISTICS_AND_AFFINE:
             for key in storage_keys(layer.attributes.get(role)):
-                group |= by_key.get(key, set())
-                by_key[key] = group
-        for name in group:
-            groups[name] = group
-        for key, names in by_key.items():
-            if names & group:
-                by_key[key] = group
-    return {name: frozenset(group - {name}) for name, group in groups.items() if len(group) > 1}
+                other = groups[first.setdefault(key, layer.name)]
+                if other is not group:
+                    smaller, group = sorted((other, group), key=len)
+                    group |= smaller
+                    groups |= dict.fromkeys(smaller, group)
+    # All of a group have one set, in which each is its own neighbour too.
+    frozen = {id(group): frozenset(group) for group in groups.values()}
+    return {name: frozen[id(group)] for name, group in groups.items() if len(group) > 1}

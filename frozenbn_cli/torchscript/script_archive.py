@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from frozenbn_cli.containers.source import stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
+from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 from frozenbn_cli.torchscript.batch_norm_code import (
@@ -32,9 +33,6 @@ __all__ = [
     "storage_keys",
 ]
 
-_MAX_MODULES = 200_000
-_MAX_DEPTH = 200
-_MAX_NAME_CHARACTERS = 4096
 _FROZEN = re.compile(r"frozenbn_cli\.nn\.Frozen|(torchvision|timm|detectron2)\..*FrozenBatchNorm")
 STATISTICS = ("running_mean", "running_var")
 
@@ -169,7 +167,7 @@ class ScriptArchive:
     def _walk(self) -> Iterator[ScriptModule]:
         """Yield every module under each of its names, parents before children."""
         waiting: list[tuple[str, Value, int]] = [("", self.pickle.value, 0)]
-        count = 0
+        names = NameBudget()
         while waiting:
             name, value, depth = waiting.pop()
             source = self.class_of(value)
@@ -177,9 +175,7 @@ class ScriptArchive:
                 if not name:
                     raise DamagedFileError(expected="a module", found=describe(value))
                 continue
-            count += 1
-            if count > _MAX_MODULES or depth > _MAX_DEPTH or len(name) > _MAX_NAME_CHARACTERS:
-                raise DamagedFileError("more modules within each other than any model has")
+            names.take(name, value, depth)
             _check_attributes(source, value)
             yield ScriptModule(name, value, source)
             prefix = f"{name}." if name else ""
@@ -234,6 +230,10 @@ def _qualified(name: Global) -> str:
 
 def _check_attributes(source: ClassSource, value: Call) -> None:
     """Refuse an object whose tensors are not where its class says: PyTorch loads it silently."""
+    if not isinstance(value.state, dict):
+        raise DamagedFileError(
+            f"an object of {source.name}", expected="its attributes", found=describe(value.state)
+        )
     for name, part in value.state.items():
         if not isinstance(name, str):
             raise DamagedFileError("an attribute's name", expected="text", found=describe(name))
