@@ -175,6 +175,15 @@ class Checkpoint:
         with located(str(self.path)):
             return fingerprint(self.sources, self.archive)
 
+    def check_unchanged(self) -> None:
+        """Raise if one of its files was written to since it was opened.
+
+        Raises:
+            InputError: What was read may be of two files.
+        """
+        for source in self.sources:
+            source.check_unchanged()
+
     def close(self) -> None:
         """Close its files."""
         for source in self.sources:

@@ -14,7 +14,7 @@ import typer
 
 from frozenbn_cli.cli import options
 from frozenbn_cli.cli.option_values import parse_model, parse_shapes
-from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave, tidy
 from frozenbn_cli.errors import (
     INTERRUPTED,
     FrozenBNError,
@@ -161,6 +161,8 @@ def convert(
         trust=trust,
         summarize=sink.has_report,
     )
+    if not dry_run:
+        tidy(output_dir or (output or checkpoints[0]).parent, recursive=recursive)
     batch = {"recursive": recursive, "skip_existing": skip_existing, "jobs": jobs}
     if output_dir is not None:
         if output is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from frozenbn_cli.containers.atomic_output import sweep
 from frozenbn_cli.errors import FrozenBNError, OutputError
 from frozenbn_cli.reports.console import make_console, print_report, printable
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from frozenbn_cli.reports.description import Command, Section
     from frozenbn_cli.reports.report_file import ReportFile
 
-__all__ = ["Sink", "complain", "print_json", "reader_may_leave"]
+__all__ = ["Sink", "complain", "print_json", "reader_may_leave", "tidy"]
 
 
 class Sink:
@@ -141,6 +142,14 @@ def complain(error: FrozenBNError, trace: str | None = None) -> int:
     with suppress(OSError):
         make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
     return error.exit_code
+
+
+def tidy(folder: Path, *, recursive: bool) -> None:
+    """Remove what killed runs left in a folder, before another writes into it, and say so."""
+    for path in sweep(folder, recursive=recursive):
+        with suppress(OSError):
+            said = f"frozenbn: removed {path}, which a run that was killed had left"
+            make_console(sys.stderr).print(printable(said), soft_wrap=True)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -13,7 +16,15 @@ from typing import BinaryIO
 
 from frozenbn_cli.errors import OutputError, UsageError
 
-__all__ = ["AtomicOutput", "marked", "remove_marked"]
+try:
+    import fcntl
+except ImportError:  # Windows does not delete what is open anyway.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["AtomicOutput", "marked", "remove_marked", "sweep"]
+
+_A_DAY = 24 * 60 * 60
+_PARTIAL = re.compile(r"\..{1,40}\.(\w+-)?[0-9a-f]{8}\.partial", re.DOTALL)
 
 _mark: ContextVar[str] = ContextVar("mark", default="")
 
@@ -37,6 +48,44 @@ def remove_marked(folder: Path, mark: str) -> None:
     for path in folder.glob(f".*.{mark}-*.partial"):
         with suppress(OSError):
             path.unlink()
+
+
+def sweep(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Remove what runs that were killed left in a folder, and return it.
+
+    That is temporary files of this package, older than a day, that no living process holds.
+
+    Args:
+        folder: Where outputs go.
+        recursive: Whether they go into its subfolders too.
+    """
+    swept: list[Path] = []
+    latest = time.time() - _A_DAY
+    with suppress(OSError):  # What cannot be looked through or removed stays.
+        for path in folder.glob("**/.*.partial" if recursive else ".*.partial"):
+            with suppress(OSError):
+                if _PARTIAL.fullmatch(path.name) and _is_abandoned(path, latest):
+                    path.unlink()
+                    swept.append(path)
+    return swept
+
+
+def _is_abandoned(path: Path, latest: float) -> bool:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_mtime > latest:
+        return False
+    with path.open("r+b") as file:
+        return _locked(file)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file for as long as it is open; False if another process has."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 class AtomicOutput:
@@ -67,8 +116,9 @@ class AtomicOutput:
         self.check_target()
         with _as_output_error(self.target):
             if self._make_folder:
-                self.target.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(self.target.parent)
             self.file = self.path.open("x+b")
+            _locked(self.file)
         return self
 
     def __exit__(
@@ -87,6 +137,8 @@ class AtomicOutput:
         with _as_output_error(self.target):
             if self.target.is_dir():
                 raise OutputError("is a folder, not a file", where=(str(self.target),))
+            if self.target.exists() and not self.target.is_file():
+                raise OutputError("is a device or a pipe, not a file", where=(str(self.target),))
             if not (self._make_folder or self.target.parent.is_dir()):
                 raise OutputError(
                     "cannot be written: its folder does not exist", where=(str(self.target),)
@@ -111,12 +163,18 @@ class AtomicOutput:
         """Make the file durable and give it its name, in one step."""
         self.sync()
         with _as_output_error(self.target):
+            if self._replace:
+                self._take_mode()
             self.file.close()
             if self._replace:
                 self.path.replace(self.target)
             else:
                 self._take_free_name()
             _sync_folder(self.target.parent)
+
+    def _take_mode(self) -> None:
+        with suppress(FileNotFoundError):
+            self.path.chmod(stat.S_IMODE(self.target.stat().st_mode) & 0o777)
 
     def _take_free_name(self) -> None:
         # A link, unlike a rename, fails where the name was taken in the meantime.
@@ -142,6 +200,14 @@ def _as_output_error(target: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot be written ({reason})", where=(str(target),)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, such that they outlast a crash."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        _sync_folder(each.parent)
 
 
 def _sync_folder(folder: Path) -> None:

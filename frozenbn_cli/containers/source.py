@@ -37,7 +37,8 @@ class ByteSource:
                 # Opening a pipe would wait for its writer.
                 raise InputError("cannot be read (not a regular file)")
             self._file = path.open("rb", buffering=0)
-            self.size_bytes = os.fstat(self._file.fileno()).st_size
+            self._state = self._state_now()
+            self.size_bytes = self._state[0]
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot be read ({reason})") from error
@@ -72,6 +73,23 @@ class ByteSource:
                 "the file became shorter while it was read", where=(f"byte {start:,}",)
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_unchanged(self) -> None:
+        """Raise if the file was written to since it was opened.
+
+        Raises:
+            InputError: Its size or time is another one.
+        """
+        if self._state_now() != self._state:
+            raise InputError(
+                "was changed while it was read",
+                where=(str(self.path),),
+                advice="Wait until whatever writes it is done.",
+            )
+
+    def _state_now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def close(self) -> None:
         """Close the file."""

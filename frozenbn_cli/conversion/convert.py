@@ -218,6 +218,7 @@ class _Conversion:
         writer, record = self._write(output, kept, part, plan)
         with self._stages.timed("verify"):
             claims = self._verify(output.path, kept, part, plan)
+        self._checkpoint.check_unchanged()
         digest = str(record.source["sha256"])
         result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
         _refuse_difference(result)
@@ -226,6 +227,7 @@ class _Conversion:
         with output.writing():
             writer.finish(record)
         _check_record(output.path, kept.keys() | self._added, record)
+        self._checkpoint.check_unchanged()
         output.commit()
         return replace(result, outcome="converted", output_bytes=self._target.stat().st_size)
 

@@ -152,6 +152,8 @@ class _Verification:
             layers = self._layers(written, plan, stated, converted)
         with self._stages.timed("model"):
             model = self._model(original, converted, written, frozen)
+        self._before.check_unchanged()
+        self._after.check_unchanged()
         return VerificationResult(
             original_path=self._before.path,
             original_kind=f"{self._before.kind} ({self._before.container})",

@@ -84,6 +84,22 @@ def test_options_reach_the_conversion(
     assert target.stat().st_size > 100
 
 
+def test_removes_what_a_killed_run_left_and_says_so(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    left = model.with_name(".other.frozen.pt.0a1b2c3d.partial")
+    left.write_bytes(b"unfinished")
+    os.utime(left, (0, 0))
+
+    code, _, err = run_here(capsys, "convert", model, "--dry-run")
+    assert (code, err, left.exists()) == (0, "", True)
+
+    code, _, err = run_here(capsys, "convert", model)
+
+    said = f"frozenbn: removed {left}, which a run that was killed had left\n"
+    assert (code, err, left.exists()) == (0, said, False)
+
+
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     code, out, _ = run_here(capsys, "convert", model, "--dry-run")
 

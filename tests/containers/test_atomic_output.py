@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from frozenbn_cli.containers.atomic_output import AtomicOutput
+from frozenbn_cli.containers.atomic_output import AtomicOutput, marked, sweep
 from frozenbn_cli.errors import OutputError, UsageError
 
 
@@ -260,3 +263,103 @@ def test_shows_no_error_of_its_own_for_what_fails_inside(target: Path) -> None:
         output.writing(),
     ):
         _ = 1 / 0
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "link to a device"])
+def test_refuses_what_is_no_file(kind: str, replace: bool, tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(target))
+    elif kind == "device":
+        target = Path(os.devnull)
+    else:
+        target.symlink_to(os.devnull)
+    before = target.lstat()
+
+    with pytest.raises(OutputError, match="is a device or a pipe, not a file"):
+        write(target, replace=replace)
+
+    assert target.lstat() == before
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
+def test_keeps_the_mode_of_what_it_replaces(mode: int, target: Path) -> None:
+    target.write_bytes(b"old")
+    target.chmod(mode)
+
+    write(target, replace=True)
+
+    assert (target.stat().st_mode & 0o777, target.read_bytes()) == (mode, b"new")
+
+
+def test_makes_folders_that_outlast_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    folder = tmp_path / "new" / "newer"
+
+    with AtomicOutput(folder / "model.safetensors", make_folder=True) as output:
+        output.commit()
+
+    assert {tmp_path.stat().st_ino, folder.parent.stat().st_ino} <= set(synced)
+
+
+def left_behind(target: Path, *, hours: int = 25, name: str = "") -> Path:
+    """Return a temporary file as a killed run leaves it."""
+    output = AtomicOutput(target)
+    path = output.path.with_name(name) if name else output.path
+    path.write_bytes(b"unfinished")
+    then = time.time() - hours * 3600
+    os.utime(path, (then, then))
+    return path
+
+
+@pytest.mark.parametrize("mark", ["", "0a1b"])
+def test_sweeps_what_killed_runs_left(mark: str, target: Path) -> None:
+    with marked(mark) if mark else nullcontext():
+        left = left_behind(target)
+
+    assert sweep(target.parent) == [left]
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_sweeps_subfolders_where_outputs_go_there(recursive: bool, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    left = left_behind(tmp_path / "inner" / "model.safetensors")
+
+    assert sweep(tmp_path, recursive=recursive) == ([left] if recursive else [])
+
+
+def test_does_not_sweep_what_is_younger_than_a_day(target: Path) -> None:
+    left_behind(target, hours=23)
+
+    assert sweep(target.parent) == []
+
+
+@pytest.mark.parametrize(
+    "name", [".model.partial", "model.0a1b2c3d.partial", ".model.0a1b2c3.partial", ".x.partial~"]
+)
+def test_does_not_sweep_files_of_others(name: str, target: Path) -> None:
+    left_behind(target, name=name)
+
+    assert sweep(target.parent) == []
+
+
+def test_does_not_sweep_what_a_living_process_writes(target: Path) -> None:
+    with AtomicOutput(target) as output:
+        os.utime(output.path, (0, 0))
+
+        assert sweep(target.parent) == []
+        assert output.path.exists()

@@ -16,6 +16,7 @@ from frozenbn_cli.containers.safetensors_file import SafetensorsWriter
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     DamagedFileError,
+    InputError,
     NothingToFreezeError,
     OutputError,
     UnhealthyStatisticsError,
@@ -467,3 +468,18 @@ def test_result_times_its_stages(tmp_path: Path) -> None:
 
     assert set(result.seconds) == {"plan", "write", "verify"}
     assert replace(result, seconds={}).seconds == {}
+
+
+@pytest.mark.parametrize("change", ["bytes", "size"])
+def test_refuses_an_input_that_changes_while_it_is_read(change: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", small_state())
+
+    def write_to_it(stage: str, done: int, total: int) -> None:
+        with path.open("r+b") as file:
+            file.seek(-1 if change == "bytes" else 0, 2)
+            file.write(b"x")
+
+    with pytest.raises(InputError, match="was changed while it was read"):
+        convert_file(path, tmp_path / "out.safetensors", progress=write_to_it)
+
+    assert list(tmp_path.iterdir()) == [path]
