@@ -41,7 +41,8 @@ class NameBudget:
         self._named.add(id(value))
         if (
             depth > _MAX_DEPTH
-            or len(name) > _MAX_NAME_CHARACTERS
+            # One that stands in the file as it is may be longer.
+            or (depth and len(name) > _MAX_NAME_CHARACTERS)
             or self._characters > _MAX_CHARACTERS
             or self._further > _MAX_FURTHER_NAMES
         ):
