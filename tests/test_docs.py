@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -42,6 +43,8 @@ from tests.builders.models import build
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "samples/README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+# No test needs these. Where they are installed, what they warn of is theirs.
+OTHERS = {"detectron2", "lightning", "mmengine", "transformers", "ultralytics"}
 # These install, measure, or start clusters: the tests below run them in another way.
 ELSEWHERE = ("pip install", "torchrun", "dask", "import ray", "sbatch", "srun", "tests.benchmarks")
 
@@ -128,16 +131,15 @@ def _images_for_ultralytics(folder: Path) -> None:
     (folder / "things.yaml").write_text(where)
 
 
-def missing_packages(text: str) -> list[str]:
-    """Return the packages that a block imports and that are not installed."""
+def imported_packages(text: str) -> set[str]:
+    """Return the packages that a block imports."""
     names = {
         alias.name if isinstance(node, ast.Import) else str(node.module)
         for node in ast.walk(ast.parse(text))
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    packages = sorted({name.partition(".")[0] for name in names})
-    return [package for package in packages if importlib.util.find_spec(package) is None]
+    return {name.partition(".")[0] for name in names}
 
 
 # What a block shows may be deprecated by now in the package that it is for.
@@ -146,10 +148,14 @@ def missing_packages(text: str) -> list[str]:
 def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     monkeypatch.chdir(folder)
     code = compile(block.text, block.page, "exec")
-    if missing := missing_packages(block.text):
+    packages = imported_packages(block.text)
+    if missing := sorted(name for name in packages if importlib.util.find_spec(name) is None):
         pytest.skip(f"compiled, not run: {', '.join(missing)} not installed")
 
-    exec(code, {"__name__": "block"})
+    with warnings.catch_warnings():
+        if packages & OTHERS:
+            warnings.simplefilter("ignore")
+        exec(code, {"__name__": "block"})
 
 
 # The command line
