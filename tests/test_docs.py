@@ -11,14 +11,12 @@ import concurrent.futures
 import dataclasses
 import importlib.util
 import inspect
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -37,8 +35,10 @@ import frozenbn_cli
 from frozenbn_cli import Selection
 from frozenbn_cli.cli import run
 from tests.builders.archives import script
+from tests.builders.dask_processes import PATIENT, address_in
 from tests.builders.files import save, small_state
 from tests.builders.models import build
+from tests.builders.processes import HANG_SECONDS, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -284,23 +284,25 @@ def test_a_dask_cluster_converts(data: Path) -> None:
     dask = [sys.executable, "-m", "dask"]
     where = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(found)]
     worker, convert = block_with("dask worker").splitlines()
+    options = {
+        "env": {**os.environ, **PATIENT},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     with ExitStack() as stack:
 
-        def start(*words: str) -> None:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = stack.enter_context(subprocess.Popen([*dask, *words], **quiet))
+        def start(*words: str) -> subprocess.Popen[str]:
+            process = stack.enter_context(running([*dask, *words], **options))
+            # A worker's nanny has to end the worker.
+            stack.callback(process.wait, HANG_SECONDS)
             stack.callback(process.terminate)
+            return process
 
-        start("scheduler", *where)
-        deadline = time.monotonic() + 20
-        while not found.exists():
-            assert time.monotonic() < deadline, "the scheduler does not start"
-            time.sleep(0.05)
-        address = json.loads(found.read_text())["address"]
+        address = address_in(found, start("scheduler", *where))
         words = worker.partition("#")[0].replace("tcp://10.0.0.1:8786", address).split()[1:]
         words[words.index("--nworkers") + 1] = "1"
         start(*words, "--host", "127.0.0.1", "--local-directory", str(data))
-        shell(convert.replace("tcp://10.0.0.1:8786", address), data)
+        shell(convert.replace("tcp://10.0.0.1:8786", address), data, **PATIENT)
 
     assert (data / "frozen/first/a.frozen.safetensors").exists()
     assert (data / "frozen/second/b.frozen.safetensors").exists()

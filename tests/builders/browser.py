@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.builders.processes import HANG_SECONDS, running
+
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -116,7 +118,7 @@ class Browser:
         )
         # Nothing but this machine is asked, whatever proxy the environment names.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=60) as answer:
+        with direct.open(request, timeout=HANG_SECONDS) as answer:
             return json.load(answer)["value"]
 
 
@@ -124,25 +126,19 @@ class Browser:
 def running_browser() -> Iterator[Browser]:
     """Start a browser, and end it."""
     assert CHROMEDRIVER
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = subprocess.Popen(
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        running(
             [CHROMEDRIVER, "--port=0"],
-            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
             env={**os.environ, "no_proxy": "*"},
-        )
+        ) as driver,
+    ):
+        assert driver.stdout
+        said = next(line for line in driver.stdout if "successfully on port" in line)
+        port = re.findall(r"on port (\d+)", said)[0]
+        browser = Browser(f"http://127.0.0.1:{port}", profile)
         try:
-            assert driver.stdout
-            said = next(line for line in driver.stdout if "successfully on port" in line)
-            port = re.findall(r"on port (\d+)", said)[0]
-            browser = Browser(f"http://127.0.0.1:{port}", profile)
-            try:
-                yield browser
-            finally:
-                browser.close()
+            yield browser
         finally:
-            driver.terminate()
-            driver.wait(20)
-            if driver.stdout:
-                driver.stdout.close()
+            browser.close()

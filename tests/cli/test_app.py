@@ -3,7 +3,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import frozenbn_cli
 from frozenbn_cli import cli
 from frozenbn_cli.cli import convert
 from tests.builders.files import batch_norm, nested, save, small_state
+from tests.builders.processes import HANG_SECONDS, running
 
 
 @pytest.fixture
@@ -325,28 +327,44 @@ def test_names_cannot_steer_the_terminal(
         assert "\nlayers ✓ equal" not in out
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> None:
-    # The output's own name is taken by a pipe that nobody reads, so that the run cannot end.
-    code = (
-        "import sys, time; from frozenbn_cli import cli;"
-        "from frozenbn_cli.conversion import convert as conversion;"
-        "conversion._check_record = lambda *_: (print('ready', flush=True), time.sleep(60));"
-        "sys.argv = ['frozenbn', 'convert', sys.argv[1], '--no-verify']; cli.main()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, model],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    assert len(list(model.parent.iterdir())) == 2
+# Stops in the middle of the output, and goes on once a file is there. It sleeps in small pieces: a
+# signal that came just before a long sleep would be noticed after it.
+STOPS_MIDWAY = """
+import pathlib, sys, time
+from frozenbn_cli import cli
+from frozenbn_cli.conversion import convert as conversion
 
-    time.sleep(0.1)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=20)
+check, go_on = conversion._check_record, pathlib.Path(sys.argv.pop())
+
+def wait(*arguments):
+    print("ready", flush=True)
+    while not go_on.exists():
+        time.sleep(0.02)
+    check(*arguments)
+
+conversion._check_record = wait
+cli.main()
+"""
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@contextmanager
+def stopped_midway(
+    model: Path, go_on: Path, *, ignored: Collection[signal.Signals] = ()
+) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", STOPS_MIDWAY, "convert", model, "--no-verify", go_on]
+    with running(command, ignored=ignored) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        assert len(list(model.parent.iterdir())) == 2
+        yield process
+
+
+@pytest.mark.parametrize("sent", SIGNALS)
+def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> None:
+    with stopped_midway(model, model.with_name("never")) as process:
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=HANG_SECONDS)
 
     assert process.returncode == 130
     assert "interrupted" in err

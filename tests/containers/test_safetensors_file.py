@@ -275,6 +275,7 @@ def test_rejects_deeply_nested_headers(depth: int, refused: Refuse) -> None:
 READ_IN_LITTLE_MEMORY = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import InputError
 try:
@@ -286,7 +287,6 @@ except InputError as error:
 
 
 def read_in_little_memory(path: Path) -> str:
-    start = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-c", READ_IN_LITTLE_MEMORY, path],
         capture_output=True,
@@ -294,7 +294,6 @@ def read_in_little_memory(path: Path) -> str:
         check=False,
     )
     assert child.returncode == 0, child.stderr
-    assert time.monotonic() - start < 30
     return child.stdout
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.builders.dask_processes import PATIENT, address_in
 from tests.builders.files import save, small_state
+from tests.builders.processes import HANG_SECONDS, running, wait_until
 from tests.cli.test_convert_many import files_in
 from tests.reports.test_terminal import SCHEMA
 
@@ -32,7 +33,8 @@ def wait_once(path, *arguments):
     if path.name.startswith(".model3") and not victim.exists():
         victim.with_suffix(".new").write_text(str(os.getpid()))
         victim.with_suffix(".new").rename(victim)
-        time.sleep(60)
+        while True:
+            time.sleep(1)
     check(path, *arguments)
 
 conversion._check_record = wait_once
@@ -50,29 +52,24 @@ def cluster(tmp_path: Path, victim: Path) -> Iterator[str]:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "preload.py").write_text(_WAIT_ONCE)
     search = os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": search, "VICTIM": str(victim)}
+    environment = {**os.environ, **PATIENT, "PYTHONPATH": search, "VICTIM": str(victim)}
     found = tmp_path / "scheduler.json"
-    where = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(found)]
-    worker = ["worker", *where[2:], "--host", "127.0.0.1", "--no-nanny", "--nthreads", "1"]
+    where = ["--host", "127.0.0.1", "--no-dashboard"]
+    worker = [*where, "--no-nanny", "--nthreads", "1"]
     worker += ["--preload", "preload", "--local-directory", str(tmp_path)]
     with ExitStack() as stack, (tmp_path / "cluster.log").open("wb") as log:
-        for arguments in (["scheduler", *where, "--port", "0"], worker, worker):
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", "dask", *arguments],
-                    env=environment, cwd="/", stdout=log, stderr=log,
-                )
-            )  # fmt: skip
-            stack.callback(process.kill)
-        until(found.exists)
-        yield json.loads(found.read_text())["address"]
 
+        def start(*arguments: str) -> "subprocess.Popen[str]":
+            command = [sys.executable, "-m", "dask", *arguments]
+            options = {"env": environment, "cwd": "/", "stdout": log, "stderr": log}
+            return stack.enter_context(running(command, **options))
 
-def until(condition: object) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
+        address = address_in(
+            found, start("scheduler", *where, "--port", "0", "--scheduler-file", str(found))
+        )
+        for _ in range(2):
+            start("worker", address, *worker)
+        yield address
 
 
 def test_a_worker_that_is_killed_midway_costs_no_output(
@@ -84,18 +81,16 @@ def test_a_worker_that_is_killed_midway_costs_no_output(
         save(Path("zoo", f"model{index}.pt"), small_state())
     Path("zoo", "bad.pt").write_bytes(b"PK\3\4junk")
 
-    run = subprocess.Popen(
-        [
-            sys.executable, "-m", "frozenbn_cli", "convert", "zoo", "--output-dir", "out",
-            "--no-verify", "--scheduler", cluster, "--json",
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    until(victim.exists)
-    until(lambda: list(Path("out").glob(".model3.*.partial")))
-    os.kill(int(victim.read_text()), signal.SIGKILL)
-    shown, err = run.communicate(timeout=30)
+    command = [
+        sys.executable, "-m", "frozenbn_cli", "convert", "zoo", "--output-dir", "out",
+        "--no-verify", "--scheduler", cluster, "--json",
+    ]  # fmt: skip
+    search = os.pathsep.join(filter(None, sys.path))
+    with running(command, env={**os.environ, **PATIENT, "PYTHONPATH": search}) as run:
+        wait_until(victim.exists, run)
+        wait_until(lambda: list(Path("out").glob(".model3.*.partial")), run)
+        os.kill(int(victim.read_text()), signal.SIGKILL)
+        shown, err = run.communicate(timeout=HANG_SECONDS)
 
     document = json.loads(shown)
     jsonschema.validate(document, SCHEMA)

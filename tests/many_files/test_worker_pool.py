@@ -6,7 +6,8 @@ import pickle
 import signal
 import sys
 import time
-from concurrent.futures import Future, wait
+from collections.abc import Iterator
+from concurrent.futures import Future
 from operator import truediv
 from pathlib import Path
 
@@ -14,16 +15,31 @@ import pytest
 
 from frozenbn_cli.many_files import worker_pool
 from frozenbn_cli.many_files.worker_pool import WorkerDiedError, WorkerPool, answer, default_jobs
+from tests.builders.processes import HANG_SECONDS, wait_until
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    """One worker, which is gone after the test, whatever it works on."""
+    pool = WorkerPool(1)
+    yield pool
+    pool.terminate()
 
 
 def processes_of(pool: WorkerPool) -> list[int]:
     return [worker._process.pid for worker in pool._workers if worker._process]
 
 
-def begun(pool: WorkerPool, *work: object) -> Future[object]:
-    future = pool.submit(*work)  # type: ignore[arg-type]
-    while not future.running():
-        time.sleep(0.01)
+def work_on(begun: Path) -> None:
+    begun.touch()
+    while True:
+        time.sleep(0.02)
+
+
+def begin(pool: WorkerPool, begun: Path) -> Future[None]:
+    """Return work that has begun, and has no end."""
+    future = pool.submit(work_on, begun)
+    wait_until(lambda: begun.exists() or future.done())
     return future
 
 
@@ -80,32 +96,32 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_jobs() == 6
 
 
-def test_terminate_ends_work_and_drops_what_waits(tmp_path: Path) -> None:
-    pool = WorkerPool(1)
-    ready = tmp_path / "ready"
-    pool.submit(ready.touch).result()
-    working, waiting = begun(pool, time.sleep, 60), pool.submit(time.sleep, 60)
+def test_terminate_ends_work_and_drops_what_waits(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_GRACE_SECONDS", HANG_SECONDS)
+    working, waiting = begin(pool, tmp_path / "begun"), pool.submit(os.getpid)
     (process,) = processes_of(pool)
 
-    started = time.monotonic()
     pool.terminate()
 
-    assert time.monotonic() - started < 5
-    assert wait([waiting, working]).done == {waiting, working}
+    with pytest.raises(WorkerDiedError, match=r"died \(exit code 143\)$"):
+        working.result()
     assert waiting.cancelled()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
 
-def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_end_is_killed(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_pool, "_GRACE_SECONDS", 0.2)
-    pool = WorkerPool(1)
     pool.submit(signal.signal, signal.SIGTERM, signal.SIG_IGN).result()
-    working = begun(pool, time.sleep, 60)
+    working = begin(pool, tmp_path / "begun")
 
     pool.terminate()
 
-    with pytest.raises(WorkerDiedError):
+    with pytest.raises(WorkerDiedError, match=r"died \(signal 9\)"):
         working.result()
 
 
