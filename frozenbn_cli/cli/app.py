@@ -229,8 +229,10 @@ def verify(
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+        number = getattr(signal, name, None)
+        # What the parent ignores on purpose, such as `nohup`, stays ignored; so does SIGINT.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     for stream in ("stdout", "stderr"):
         _make_usable(stream)
     sys.exit(run(sys.argv[1:]))

@@ -371,6 +371,21 @@ def test_a_signal_leaves_nothing_behind(model: Path, sent: signal.Signals) -> No
     assert [path.name for path in model.parent.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("sent", SIGNALS)
+def test_a_signal_that_is_ignored_where_it_is_started_stays_ignored(
+    model: Path, tmp_path_factory: pytest.TempPathFactory, sent: signal.Signals
+) -> None:
+    """`nohup` protects it from the end of the session, `&` in a script from Ctrl-C."""
+    go_on = tmp_path_factory.mktemp("elsewhere") / "go on"
+    with stopped_midway(model, go_on, ignored=[sent]) as process:
+        process.send_signal(sent)
+        go_on.touch()
+        _, err = process.communicate(timeout=HANG_SECONDS)
+
+    assert (process.returncode, err) == (0, "")
+    assert model.with_name("model.frozen.safetensors").exists()
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(model: Path) -> None:
     shell = f'"{sys.executable}" -m frozenbn_cli convert "{model}" --no-verify | true'
 
