@@ -11,14 +11,14 @@ from frozenbn_cli.errors import DependencyError, UsageError
 
 __all__ = ["dask_executor"]
 
-_PATIENCE_SECONDS = 10
-
 
 @contextmanager
 def dask_executor(address: str) -> Iterator[Executor]:
     """Give the executor of the cluster whose scheduler is at ``address``.
 
     Work of a worker that is lost goes to another one: Dask tries three times before it gives up.
+    How long a scheduler may take to answer is Dask's own setting, 30 seconds unless changed
+    (``distributed.comm.timeouts.connect``).
 
     Args:
         address: Such as ``tcp://10.0.0.1:8786``.
@@ -35,9 +35,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
             advice="pip install 'frozenbn-cli[dask]'",
         ) from error
     try:
-        client: Any = Client(  # type: ignore[no-untyped-call]
-            address, timeout=_PATIENCE_SECONDS, set_as_default=False
-        )
+        client: Any = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no Dask scheduler answers ({str(error) or type(error).__name__})",

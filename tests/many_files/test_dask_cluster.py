@@ -101,17 +101,16 @@ def test_a_worker_that_is_killed_midway_costs_no_output(
     assert "bad.pt: ZIP archive without its directory" in err
 
 
-def test_a_scheduler_that_does_not_answer_is_wrong_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x"])
+def test_a_scheduler_that_does_not_answer_is_wrong_usage(address: str) -> None:
+    import dask
+
     from frozenbn_cli.errors import UsageError
-    from frozenbn_cli.many_files import dask_cluster
+    from frozenbn_cli.many_files.dask_cluster import dask_executor
 
-    monkeypatch.setattr(dask_cluster, "_PATIENCE_SECONDS", 0.3)
-
-    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
-        with (
-            pytest.raises(UsageError, match="no Dask scheduler answers"),
-            dask_cluster.dask_executor(address),
-        ):
-            pass
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.3s"}),
+        pytest.raises(UsageError, match="no Dask scheduler answers"),
+        dask_executor(address),
+    ):
+        pass
