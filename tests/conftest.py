@@ -20,6 +20,10 @@ from frozenbn_cli.errors import InputError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
+from tests.builders.leftovers import (  # noqa: F401  # Pytest looks for its hooks here.
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+)
 
 # The same cases in every run, however slow the machine is.
 settings.register_profile(
