@@ -173,6 +173,7 @@ def commands_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return shutil.copytree(folder, tmp_path_factory.mktemp("commands") / "docs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", command_lines())
 def test_command_lines_run(
     commands_folder: Path,
@@ -279,6 +280,7 @@ def test_an_engine_of_futures_is_an_executor(data: Path, monkeypatch: pytest.Mon
     assert (data / "frozen/second/b.frozen.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_converts(data: Path) -> None:
     found = data / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]

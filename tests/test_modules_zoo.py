@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli.modules import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
+from tests.builders.marks import slow_except
 from tests.builders.models import assert_same_bits, build, leaves, perturb
 
 WITHOUT_BATCH_NORM = ("alexnet", "convnext", "squeezenet", "swin", "vit_", "vgg", "ssd300")
@@ -170,20 +171,34 @@ def assert_states_agree(frozen: dict[str, Tensor], original: dict[str, Tensor]) 
         assert_same_bits(entry, original[name])
 
 
-@pytest.mark.parametrize("name", with_batch_norm(torchvision_names(torchvision.models)))
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        "resnet18 mobilenet_v2 googlenet", with_batch_norm(torchvision_names(torchvision.models))
+    ),
+)
 def test_freezes_torchvision_classifier(name: str) -> None:
     model = build_torchvision(name)
     assert_freezing_changes_nothing_else(model, image(TORCHVISION_PIXELS.get(name, 64)))
 
 
-@pytest.mark.parametrize("name", torchvision_names(torchvision.models.segmentation))
+@pytest.mark.parametrize(
+    "name",
+    slow_except("lraspp_mobilenet_v3_large", torchvision_names(torchvision.models.segmentation)),
+)
 def test_freezes_torchvision_segmentation(name: str) -> None:
     auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
     model = build_torchvision(name, weights_backbone=None, **auxiliary)
     assert_freezing_changes_nothing_else(model, image(64))
 
 
-@pytest.mark.parametrize("name", with_batch_norm(torchvision_names(torchvision.models.detection)))
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        with_batch_norm(torchvision_names(torchvision.models.detection)),
+    ),
+)
 def test_freezes_torchvision_detector(name: str) -> None:
     assert_freezing_changes_nothing_else(
         build_detector(name), [image(96)[0]], training_inputs=detection_training_inputs()
@@ -263,7 +278,9 @@ def test_torchvision_classifier_without_batch_norm_is_known_as_such(name: str) -
     assert survey_batch_norms(model) == ()
 
 
-@pytest.mark.parametrize("name", TIMM_NAMES)
+@pytest.mark.parametrize(
+    "name", slow_except("resnet18 test_byobnet test_efficientnet test_resnet", TIMM_NAMES)
+)
 def test_freezes_timm_classifier(name: str) -> None:
     model = build(timm.create_model, name, pretrained=False, num_classes=5)
     assert_freezing_changes_nothing_else(model, image(TIMM_PIXELS.get(name, 64)))

@@ -791,6 +791,7 @@ class TestActivation:
         assert_same_bits(layer(image()), batch_norm(image()))
 
 
+@pytest.mark.slow
 def test_trains_in_two_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_one_rank, args=(2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))

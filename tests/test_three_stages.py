@@ -70,6 +70,7 @@ def rows(printed: str, name: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
     shown = run(SCRIPT, "--quick", "--figure", tmp_path / "a.png", folder=tmp_path)
 
@@ -88,6 +89,7 @@ def test_a_quick_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_the_same_on_two_processes(tmp_path: Path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 

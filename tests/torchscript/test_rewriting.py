@@ -375,6 +375,7 @@ class TestWhatCodeReads:
 class TestPartialFreezing:
     """Layers of one type part ways."""
 
+    @pytest.mark.slow
     @BOTH
     def test_clones_types_up_the_tree(self, tmp_path: Path, how: str) -> None:
         model = build(torchvision.models.resnet18, num_classes=5)
@@ -650,6 +651,7 @@ class TestVerification:
         assert trusted[0] == "not verified"
         assert "PyTorch cannot load the input here: Unknown builtin op: acme::conv2d" in trusted[1]
 
+    @pytest.mark.slow
     def test_runs_torchvisions_operators_where_it_is_installed(self, tmp_path: Path) -> None:
         path = self.path(tmp_path, Suppressing())
 

@@ -17,6 +17,7 @@ from tests.builders.archives import (
     load,
     make,
 )
+from tests.builders.marks import slow_except
 from tests.builders.models import build
 from tests.test_modules_zoo import (
     TIMM_PIXELS,
@@ -61,24 +62,26 @@ def assert_both_freeze(folder: Path, model: nn.Module, pixels: int) -> None:
         assert_same_state(before, after, frozen)
 
 
-@pytest.mark.parametrize("name", TORCHVISION_NAMES)
+@pytest.mark.parametrize("name", slow_except("resnet18", TORCHVISION_NAMES))
 def test_freezes_archives_of_torchvision(tmp_path: Path, name: str) -> None:
     model = build_torchvision(name)
     assert_both_freeze(tmp_path, model, TORCHVISION_PIXELS.get(name, 64))
 
 
-@pytest.mark.parametrize("name", TIMM_NAMES)
+@pytest.mark.parametrize("name", slow_except("test_resnet", TIMM_NAMES))
 def test_freezes_archives_of_timm(tmp_path: Path, name: str) -> None:
     model = build(timm.create_model, name, pretrained=False, num_classes=5)
     assert_both_freeze(tmp_path, model, TIMM_PIXELS.get(name, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
 def test_freezes_archives_of_segmentation_models(tmp_path: Path, name: str) -> None:
     model = build_torchvision(name, weights_backbone=None)
     assert_both_freeze(tmp_path, model, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large"]
 )

@@ -23,6 +23,7 @@ from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
 from tests.builders.archives import load, script, torchscript_allowed
 from tests.builders.files import save
+from tests.builders.marks import slow_except
 from tests.builders.models import build as build_cheaply
 from tests.builders.models import perturb, small_cnn
 from tests.test_modules_zoo import DETECTOR_SIZES
@@ -60,7 +61,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_except("resnet50", MODELS))
 def test_converts_and_verifies_with_its_model(tmp_path: Path, name: str) -> None:
     target = MODELS[name]
     original = target()
@@ -251,6 +252,7 @@ class TestToTorchScript:
         assert result.made.startswith("traced (")
         assert "variable number of arguments" in result.made
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_a_detector_that_answers_otherwise_where_it_is_scripted(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.pt", MODELS["fasterrcnn"]().state_dict())
