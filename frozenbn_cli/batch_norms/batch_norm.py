@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from frozenbn_cli.batch_norms.dimensions import Surroundings
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor, names_statistics
 
 __all__ = ["DEFAULT_EPS", "ROLES", "BatchNorm", "Eps", "Role", "find_batch_norms"]
@@ -96,20 +97,21 @@ def find_batch_norms(
     with_statistics = (name.rpartition(".")[0] for name in filter(names_statistics, entries))
     names = dict.fromkeys([*with_statistics, *state_dict.layers])
     groups = {name: _group(name, entries) for name in names}
-    weights = _Weights(entries, groups)
+    facts_of = {name: state_dict.layers.get(name, LayerFacts()) for name in groups}
+    channels_of = {name: _channels(tensors, facts_of[name]) for name, tensors in groups.items()}
+    surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():
-        facts = state_dict.layers.get(name, LayerFacts())
+        facts = facts_of[name]
         read = unknown if facts.eps is None else Eps(facts.eps, "read")
-        channels = _channels(tensors, facts)
         dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
         if dims is None:
-            dims, source = weights.dims_around(name, channels)
+            dims, source = surroundings.dims_of(name)
         layers.append(
             BatchNorm(
                 name,
                 tensors,
-                channels,
+                channels_of[name],
                 frozen.get(name, read),
                 dims,
                 source,
@@ -147,70 +149,3 @@ def _count(tensor: StoredTensor | None) -> int | None:
     if tensor is None or tensor.elements != 1 or tensor.dtype.kind != "int":
         return None
     return int(tensor.values()[0])
-
-
-class _Weights:
-    """The weights that may feed a BatchNorm layer or be fed by it, looked up by place.
-
-    A state dict does not say how many dimensions a BatchNorm has. The weights beside it do: those
-    beside it that have its channels as outputs, or else those in the innermost module around it
-    that have them as outputs or inputs. (Of 30,196 layers of 625 torchvision and timm models, this
-    is right on 30,157, says nothing on 14, and takes none for 2d that is not.)
-    """
-
-    def __init__(
-        self, entries: Mapping[str, StoredTensor], groups: Mapping[str, Iterable[Role]]
-    ) -> None:
-        # Weights by the module around them, their channels (None for any) and number of axes.
-        self._found: dict[tuple[str, int | None], dict[int, list[str]]] = {}
-        # Those of the modules in it that are no further in.
-        self._beside: dict[tuple[str, int], dict[int, list[str]]] = {}
-        self._linear_inputs: dict[tuple[str, int], str] = {}
-        for name, tensor in entries.items():
-            module, _, role = name.rpartition(".")
-            if role == "weight" and len(tensor.shape) >= 2 and module not in groups:
-                self._add(name, tensor.shape)
-
-    def _add(self, name: str, shape: tuple[int, ...]) -> None:
-        axes = len(shape)
-        # A transposed convolution has its outputs second.
-        channels = {shape[0]} if axes == 2 else {shape[0], shape[1]}
-        for scope in _scopes(name):
-            for key in (None, *channels):
-                self._found.setdefault((scope, key), {}).setdefault(axes, []).append(name)
-            if axes == 2:
-                self._linear_inputs.setdefault((scope, shape[1]), name)
-        # `_scopes` begins with the module that the weight is of.
-        for parent in _scopes(name)[1:2]:
-            self._beside.setdefault((parent, shape[0]), {}).setdefault(axes, []).append(name)
-
-    def dims_around(self, layer: str, channels: int) -> tuple[int | None, str | None]:
-        """Return the spatial dimensions of a BatchNorm layer, and the entry that tells."""
-        scopes = [scope for scope in _scopes(layer) if (scope, None) in self._found]
-        if not scopes:
-            return None, None
-        if beside := self._beside.get((_scopes(layer)[0], channels)):
-            return _answer(beside)
-        around = next(
-            (self._found[scope, channels] for scope in scopes if (scope, channels) in self._found),
-            None,
-        )
-        # Further out, a linear layer that it feeds may stand behind a pooling.
-        if fed := self._linear_inputs.get((scopes[0], channels)):
-            if (scopes[0], channels) not in self._found:
-                return 1, fed
-            if _scopes(fed)[1:2] == _scopes(layer)[:1]:
-                # A norm before pooling and classifier, or one between them.
-                return None, None
-        return _answer(around or self._found[scopes[0], None])
-
-
-def _answer(weights: Mapping[int, list[str]]) -> tuple[int, str]:
-    axes = max(weights, key=lambda axes: (len(weights[axes]), axes))
-    return max(axes - 2, 1), weights[axes][0]
-
-
-def _scopes(name: str) -> list[str]:
-    """Return the modules around an entry or layer, innermost first; the model is ``""``."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
