@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.wording import listed
@@ -19,10 +20,14 @@ class Selection:
     Attributes:
         include: A layer must match one of these; empty selects every layer.
         exclude: A layer that matches one of these is left alone, also if it is included.
+        dims: What the user says of the spatial dimensions of layers: name and 1, 2 or 3.
+        state: Whether the layers are ``live`` or ``frozen`` of which the file cannot tell it.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    dims: tuple[tuple[str, int], ...] = ()
+    state: Literal["live", "frozen"] | None = None
 
     @classmethod
     def of(cls, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Selection:
@@ -39,6 +44,10 @@ class Selection:
             return "not included by " + " or ".join(repr(pattern) for pattern in self.include)
         return None
 
+    def said_dims(self, name: str) -> int | None:
+        """Return the spatial dimensions that the user says a layer has: to name it includes it."""
+        return dict(self.dims).get(name, 2 if name in self.include else None)
+
     def check(self, names: Iterable[str]) -> None:
         """Raise if a pattern matches none of the BatchNorm layers' ``names``.
 
@@ -46,6 +55,12 @@ class Selection:
             UsageError: A pattern has no effect; most likely it is misspelt.
         """
         names = tuple(names)
+        for name, _ in self.dims:
+            if name not in names:
+                raise UsageError(
+                    f"dimensions are given of {name!a}, which is no BatchNorm layer",
+                    advice=f"The layers are named {listed(names)}." if names else "",
+                )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not _matches(pattern, names):

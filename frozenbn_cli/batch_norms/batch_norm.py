@@ -44,8 +44,9 @@ class BatchNorm:
         channels: C, the number of channels.
         eps: With its source.
         spatial_dims: 2 for BatchNorm2d, 1 or 3 for its siblings, None where nothing tells.
-        dims_source: The entry that the number of dimensions is inferred from; None if it is read
-            from the layer's class or its code, or nothing tells.
+        dims_source: The entry that proves the number of dimensions; None if it is read from the
+            layer's class or its code, or given, or nothing tells.
+        dims_given: Whether the user said how many dimensions there are.
         momentum: Of the running average; None where the file is silent or it is cumulative.
         batches_tracked: How many batches formed the statistics; None where nothing counts them.
         type_name: The layer's class, with its module; None where the file is silent.
@@ -64,6 +65,16 @@ class BatchNorm:
     type_name: str | None = None
     frozen_already: bool = False
     facts: LayerFacts = field(default_factory=LayerFacts)
+    dims_given: bool = False
+
+    @property
+    def dims_known(self) -> Literal["read", "inferred", "given"] | None:
+        """Where the number of dimensions is known from; None where nothing tells."""
+        if self.spatial_dims is None:
+            return None
+        if self.dims_given:
+            return "given"
+        return "inferred" if self.dims_source else "read"
 
     @property
     def has_statistics(self) -> bool:

@@ -72,7 +72,7 @@ ADVICE = {
     "never_formed": "Train with BatchNorm first, or load pretrained weights.",
     "hardly_formed": "Train longer with BatchNorm before freezing.",
     "eps_matters": "Pass the model's own value with --eps.",
-    "dims_assumed": "If it is a BatchNorm1d, leave it alone with --exclude.",
+    "dims_assumed": "Settle it with --dims-of NAME=1d, 2d or 3d, or with --model.",
     "stays_live": "In train() they go on updating their statistics; put them in eval() yourself.",
 }
 """What to do about errors and warnings, by code."""

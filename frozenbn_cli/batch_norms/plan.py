@@ -142,6 +142,7 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     """
     layers = tuple(layers)
     selection.check(layer.name for layer in layers)
+    layers = _as_said(layers, selection)
     plans = []
     for layer in layers:
         findings = () if _is_instance_norm(layer) else examine(layer)
@@ -162,6 +163,46 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
         if plan.action == "freeze" and "num_batches_tracked" in plan.layer.tensors
     )
     return Plan(tuple(plans), edits)
+
+
+def _as_said(layers: Iterable[BatchNorm], selection: Selection) -> tuple[BatchNorm, ...]:
+    """Return the layers with what the user says of those that the file cannot tell.
+
+    Raises:
+        UsageError: The file tells it.
+    """
+    dims = dict(selection.dims)
+    said = []
+    for layer in layers:
+        if layer.name in dims and layer.dims_known == "read":
+            raise UsageError(
+                f"dimensions are given of layer {layer.name!a}, and it is known that there are "
+                f"{layer.spatial_dims}"
+            )
+        given = selection.said_dims(layer.name)
+        said.append(_with_dims(layer, given) if layer.dims_known != "read" else layer)
+    undecided = [layer for layer in said if layer.facts.may_be_frozen]
+    if selection.state and not undecided:
+        raise UsageError(
+            f"layers are said to be {selection.state}, and the file tells it of every layer"
+        )
+    if selection.state:
+        return tuple(_decided(layer, frozen=selection.state == "frozen") for layer in said)
+    return tuple(said)
+
+
+def _with_dims(layer: BatchNorm, dims: int | None) -> BatchNorm:
+    if dims is None:
+        return layer
+    return replace(layer, spatial_dims=dims, dims_source=None, dims_given=True)
+
+
+def _decided(layer: BatchNorm, *, frozen: bool) -> BatchNorm:
+    """Return a layer as a live or a frozen one, if the file does not tell which it is."""
+    if not layer.facts.may_be_frozen:
+        return layer
+    facts = replace(layer.facts, may_be_frozen=False, frozen=frozen)
+    return replace(layer, frozen_already=frozen, facts=facts)
 
 
 def _together(plans: list[LayerPlan]) -> list[LayerPlan]:
@@ -188,7 +229,12 @@ def _together(plans: list[LayerPlan]) -> list[LayerPlan]:
 
 
 def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
-    if layer.frozen_already or not layer.has_statistics or _is_instance_norm(layer):
+    if (
+        layer.frozen_already
+        or layer.facts.may_be_frozen
+        or not layer.has_statistics
+        or _is_instance_norm(layer)
+    ):
         return ()
     if layer.spatial_dims is None:
         return (_DIMS_ASSUMED,)
@@ -196,7 +242,10 @@ def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
 
 
 _DIMS_ASSUMED = Finding(
-    "dims_assumed", "note", "nothing tells BatchNorm2d from BatchNorm1d here; 2d is assumed"
+    "dims_assumed",
+    "note",
+    "nothing proves how many dimensions it has: it is taken for a BatchNorm2d, and does not fit a "
+    "model that has another there",
 )
 _STAYS_LIVE = Finding(
     "stays_live", "note", "BatchNorm1d and BatchNorm3d stay live beside frozen layers"
@@ -206,6 +255,11 @@ _STAYS_LIVE = Finding(
 def _reason_left(layer: BatchNorm) -> str | None:
     if layer.frozen_already:
         return "frozen already"
+    if layer.facts.may_be_frozen:
+        return (
+            "live or frozen already: version 1 without a count is what PyTorch 0.4.0 wrote for "
+            "live layers and others for frozen ones; --model, --live or --frozen decides"
+        )
     if _is_instance_norm(layer):
         return f"{layer.type_name}, no BatchNorm"
     if not layer.has_statistics:

@@ -32,6 +32,7 @@ class LayerFacts:
         eps: Added to the variance.
         momentum: Of the running average; None also stands for a cumulative one.
         frozen: Whether the layer is a frozen one.
+        may_be_frozen: Whether it may be a frozen one or a live one, for all that the file says.
         code_is_known: Whether the code of its class was read, so that its name does not matter.
         obstacle: Why that code cannot be frozen; None if it can.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
@@ -45,6 +46,7 @@ class LayerFacts:
     eps: float | None = None
     momentum: float | None = None
     frozen: bool = False
+    may_be_frozen: bool = False
     code_is_known: bool = False
     obstacle: str | None = None
     always_batch_statistics: bool = False

@@ -24,6 +24,8 @@ _MAX_DEPTH = 32
 _MAX_VISITS = 200_000
 _MAX_KEY_CHARACTERS = 4096
 _FROZEN_VERSIONS = (1, 3)
+_NEWER = (2, 3)  # Versions that show a PyTorch that counts batches.
+_COUNT = "num_batches_tracked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +212,22 @@ def _versions(value: Value) -> dict[str, int]:
 def _frozen_layers(
     entries: Mapping[str, StoredTensor], versions: Mapping[str, int]
 ) -> dict[str, LayerFacts]:
-    """Return the layers that their versions show to be frozen already.
+    """Return what the versions of layers say of them, where no BatchNorm has such a one.
 
-    BatchNorm has version 2. A layer with the same entries and another version is a frozen one: 1
-    for torchvision, timm and this package, 3 for detectron2.
+    BatchNorm has version 2 and a count of batches since PyTorch 0.4.1. Version 3 is a frozen layer
+    of detectron2. Version 1 without a count is a frozen one of torchvision, timm and others if
+    another entry shows that PyTorch was newer; else it may be a live one of PyTorch 0.4.0.
     """
-    frozen: dict[str, LayerFacts] = {}
-    for name in entries:
-        layer, _, role = name.rpartition(".")
-        counted = (f"{layer}.num_batches_tracked" if layer else "num_batches_tracked") in entries
-        if role == "running_var" and versions.get(layer) in _FROZEN_VERSIONS and not counted:
-            frozen[layer] = LayerFacts(frozen=True)
-    return frozen
+    layers = {name.rpartition(".")[0] for name in entries if names_statistics(name)}
+    counted = {name.rpartition(".")[0] for name in entries if name.endswith(_COUNT)}
+    uncounted = {name: versions.get(name) for name in sorted(layers - counted)}
+    is_newer = bool(counted) or any(versions.get(name) in _NEWER for name in layers)
+    return {
+        name: LayerFacts(frozen=is_frozen, may_be_frozen=not is_frozen)
+        for name, version in uncounted.items()
+        if version in _FROZEN_VERSIONS
+        for is_frozen in (is_newer or version != 1,)
+    }
 
 
 def _beside(root: Value, keys: set[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from frozenbn_cli.cli import options
-from frozenbn_cli.cli.option_values import parse_model, parse_shapes
+from frozenbn_cli.cli.option_values import parse_model, parse_selection, parse_shapes
 from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave, tidy
 from frozenbn_cli.errors import (
     INTERRUPTED,
@@ -23,7 +23,6 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.importing import import_quietly
-from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.version import __version__
 
@@ -72,6 +71,9 @@ def inspect(
     eps: options.Eps = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    dims_of: options.DimsOf = None,
+    live: options.Live = False,
+    frozen: options.Frozen = False,
     model: options.Model = None,
     model_arg: options.ModelArg = None,
     all_layers: options.AllLayers = False,
@@ -92,7 +94,7 @@ def inspect(
         key=key,
         keep_prefix=keep_prefix,
         eps=eps,
-        selection=Selection.of(include or (), exclude or ()),
+        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
         model=parse_model(model, model_arg),
         summarize=sink.has_report,
     )
@@ -112,6 +114,9 @@ def convert(
     eps: options.Eps = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    dims_of: options.DimsOf = None,
+    live: options.Live = False,
+    frozen: options.Frozen = False,
     force_unhealthy: options.ForceUnhealthy = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
@@ -148,7 +153,7 @@ def convert(
         key=key,
         keep_prefix=keep_prefix,
         eps=eps,
-        selection=Selection.of(include or (), exclude or ()),
+        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
         force=force,
         force_unhealthy=force_unhealthy,
         dry_run=dry_run,
@@ -186,6 +191,9 @@ def verify(
     eps: options.Eps = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    dims_of: options.DimsOf = None,
+    live: options.Live = False,
+    frozen: options.Frozen = False,
     model: options.Model = None,
     model_arg: options.ModelArg = None,
     input_shape: options.InputShape = None,
@@ -211,7 +219,7 @@ def verify(
     how = VerifyOptions(
         key=key,
         eps=eps,
-        selection=Selection.of(include or (), exclude or ()),
+        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
         model=parse_model(model, model_arg),
         input_shapes=parse_shapes(input_shape),
         inputs=inputs,

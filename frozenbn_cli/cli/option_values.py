@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import typer
 
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.target import ModelTarget
+from frozenbn_cli.selection import Selection
 
 __all__ = [
+    "check_dims",
     "check_finite",
     "check_model_arguments",
     "check_shapes",
     "parse_model",
+    "parse_selection",
     "parse_shapes",
 ]
 
@@ -36,6 +40,40 @@ def check_shapes(shapes: list[str] | None) -> list[str] | None:
         if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
             raise typer.BadParameter(f"{text!r} is no shape such as 1x3x224x224")
     return shapes
+
+
+def check_dims(texts: list[str] | None) -> list[str] | None:
+    """Refuse text that is no layer with its dimensions."""
+    for text in texts or ():
+        if not re.fullmatch(r".*=[123]d", text, re.DOTALL):
+            raise typer.BadParameter(f"{text!r} is no NAME=1d, NAME=2d or NAME=3d")
+    return texts
+
+
+def parse_selection(
+    include: list[str] | None,
+    exclude: list[str] | None,
+    dims: list[str] | None,
+    *,
+    live: bool,
+    frozen: bool,
+) -> Selection:
+    """Return which layers are meant, and what is said of them.
+
+    Raises:
+        UsageError: What is said contradicts itself.
+    """
+    if live and frozen:
+        raise UsageError("--live and --frozen are given; layers are one of them")
+    pairs = [(text[:-3], int(text[-2])) for text in dims or ()]
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise UsageError(f"--dims-of {twice[0]!a} is given twice")
+    return Selection(
+        tuple(include or ()),
+        tuple(exclude or ()),
+        tuple(pairs),
+        "live" if live else "frozen" if frozen else None,
+    )
 
 
 def check_model_arguments(texts: list[str] | None) -> list[str] | None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from frozenbn_cli.cli.option_values import (
+    check_dims,
     check_finite,
     check_model_arguments,
     check_shapes,
@@ -25,6 +26,7 @@ __all__ = [
     "Check",
     "Checkpoints",
     "Converted",
+    "DimsOf",
     "DryRun",
     "Eps",
     "Exclude",
@@ -32,12 +34,14 @@ __all__ = [
     "ForceReport",
     "ForceUnhealthy",
     "Format",
+    "Frozen",
     "Include",
     "InputShape",
     "Inputs",
     "Jobs",
     "KeepPrefix",
     "Key",
+    "Live",
     "Model",
     "ModelArg",
     "NoVerify",
@@ -120,8 +124,8 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Freeze only layers whose name matches this pattern, such as 'backbone.*'. "
-        "Repeatable.",
+        help="Freeze only layers whose name matches this pattern, such as 'backbone.*'; to name a "
+        "layer says that it is a BatchNorm2d, where the file does not. Repeatable.",
         show_default=False,
         rich_help_panel=_LAYERS,
     ),
@@ -132,6 +136,33 @@ Exclude = Annotated[
         metavar="PATTERN",
         help="Leave layers alone whose name matches this pattern. Repeatable.",
         show_default=False,
+        rich_help_panel=_LAYERS,
+    ),
+]
+DimsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=DIMS",
+        help="Say that a layer is a BatchNorm1d, 2d or 3d where the file does not prove it: "
+        "'neck.bn=1d'. Repeatable.",
+        show_default=False,
+        callback=check_dims,
+        rich_help_panel=_LAYERS,
+    ),
+]
+Live = Annotated[
+    bool,
+    typer.Option(
+        "--live",
+        help="Say that the layers are live of which the file cannot tell it (PyTorch 0.4.0's).",
+        rich_help_panel=_LAYERS,
+    ),
+]
+Frozen = Annotated[
+    bool,
+    typer.Option(
+        "--frozen",
+        help="Say that the layers are frozen already of which the file cannot tell it.",
         rich_help_panel=_LAYERS,
     ),
 ]

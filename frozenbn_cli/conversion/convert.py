@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
-_FROZEN_VERSION = 1  # BatchNorm's is 2: an old layer is told from a frozen one by it.
 _SKIPPED = "skipped by --no-verify"
 
 
@@ -283,8 +282,13 @@ class _Conversion:
             ):
                 yield TorchScriptOutput(file, made, Rewriting({}, frozenset(), frozenset()))
         else:
-            versions = dict(part.versions)
-            versions |= {name: _FROZEN_VERSION for name in longest.layers if name in versions}
+            # A BatchNorm2d adds its count to what has no version; below version 3, old layers of
+            # detectron2 subtract eps from the variance.
+            versions = {
+                name: version
+                for name, version in part.versions.items()
+                if name not in longest.layers
+            }
             yield OUTPUTS[self._to](
                 file,
                 kept,

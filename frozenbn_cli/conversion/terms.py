@@ -73,6 +73,10 @@ class ConvertOptions(RunOptions):
             "force_unhealthy": self.force_unhealthy,
             "model": identity_of_model(self.model),
         }
+        if self.selection.dims:
+            document["dims_of"] = dict(sorted(self.selection.dims))
+        if self.selection.state:
+            document["state"] = self.selection.state
         if to == "torchscript" and self.model is not None:  # It may be traced on these.
             document["input_shapes"] = [list(shape) for shape in self.input_shapes]
             document["inputs"] = self.inputs and self.inputs.name

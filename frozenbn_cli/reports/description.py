@@ -124,8 +124,8 @@ class LayerRow:
     @property
     def dims(self) -> str:
         """Its spatial dimensions and where they are known from."""
-        source = "inferred" if self.plan.layer.dims_source else "read"
-        return f"{self.short_dims} {source}" if self.plan.layer.spatial_dims else UNKNOWN
+        source = self.plan.layer.dims_known
+        return f"{self.short_dims} {source}" if source else UNKNOWN
 
     @property
     def short_dims(self) -> str:

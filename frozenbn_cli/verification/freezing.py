@@ -44,7 +44,7 @@ def frozen_layers(
     for layer in find_batch_norms(part):
         if layer.frozen_already:
             found[layer.name] = layer.eps if layer.eps.source == "read" else found.get(layer.name)
-    if found or part.layers:
+    if found or any(not facts.may_be_frozen for facts in part.layers.values()):
         return found
     return {
         item.layer.name: None
