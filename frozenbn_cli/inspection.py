@@ -57,6 +57,7 @@ class InspectedStateDict:
     Attributes:
         key: Where in the file it stands; empty if it is the whole file.
         prefix: What was taken off every name, such as ``module.``.
+        renamed: What else names begin with in the file, and what instead here.
         entries: The number of tensors.
         elements: The number of their elements, per dtype.
         left_out: What else it holds, which is no tensor: name and description.
@@ -69,6 +70,7 @@ class InspectedStateDict:
 
     key: str
     prefix: str
+    renamed: tuple[tuple[str, str], ...] = ()
     entries: int
     elements: Mapping[str, int]
     left_out: Mapping[str, str]
@@ -124,6 +126,8 @@ def inspect_file(
     *,
     key: str | None = None,
     keep_prefix: bool = False,
+    strip_prefix: str = "",
+    add_prefix: str = "",
     eps: float | None = None,
     selection: Selection | None = None,
     model: Callable[[], Any] | None = None,
@@ -134,7 +138,9 @@ def inspect_file(
     Args:
         path: A file, or a folder with the index of a sharded safetensors checkpoint.
         key: Which state dict of a file that holds several; all if None.
-        keep_prefix: Keep what wrappers put in front of every name.
+        keep_prefix: Keep what wrappers put into names.
+        strip_prefix: Taken off the names that begin with it.
+        add_prefix: Put in front of every name.
         eps: Of every layer whose eps the file does not hold.
         selection: Which layers `convert` would be asked to freeze.
         model: Returns a new module that the file belongs to, which knows each layer's class and
@@ -147,11 +153,19 @@ def inspect_file(
             cannot be built, or contradicts the file.
     """
     started = time.perf_counter()
-    with open_checkpoint(path, keep_prefix=keep_prefix) as checkpoint:
+    naming = {"strip_prefix": strip_prefix, "add_prefix": add_prefix}
+    with open_checkpoint(path, keep_prefix=keep_prefix, **naming) as checkpoint:
         with located(str(path)):
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
             inspected = tuple(
-                _inspect(*_described(part, checkpoint, model), checkpoint, eps, selection)
+                _inspect(
+                    *_described(
+                        part, checkpoint, model, rename=not (keep_prefix or any(naming.values()))
+                    ),
+                    checkpoint,
+                    eps,
+                    selection,
+                )
                 for part in parts
             )
             if summarize:
@@ -173,7 +187,7 @@ def inspect_file(
 
 
 def _described(
-    part: StateDict, checkpoint: Checkpoint, model: Callable[[], Any] | None
+    part: StateDict, checkpoint: Checkpoint, model: Callable[[], Any] | None, *, rename: bool
 ) -> tuple[StateDict, tuple[str, ...]]:
     """Return a state dict with what a model says of it, and how it does not fit that model."""
     if model is None:
@@ -181,7 +195,9 @@ def _described(
     if checkpoint.script:
         raise no_model_wanted()
     live_models = import_quietly("frozenbn_cli.live_models.building")
-    described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(model, part)
+    described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(
+        model, part, rename=rename
+    )
     return described
 
 
@@ -200,6 +216,7 @@ def _inspect(
     return InspectedStateDict(
         key=part.key,
         prefix=part.prefix,
+        renamed=part.renaming.others,
         entries=len(part.entries),
         elements=dict(elements),
         left_out=part.left_out,

@@ -115,7 +115,7 @@ def plan_state_dict(
         UsageError: A pattern of the selection matches no layer.
     """
     record = ConversionRecord.from_metadata(metadata)
-    frozen = record.without_prefix(part.prefix).layers if record else None
+    frozen = record.renamed(part.renaming).layers if record else None
     return make_plan(find_batch_norms(part, eps=eps, frozen=frozen), selection)
 
 

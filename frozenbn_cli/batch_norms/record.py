@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.checkpoints import Renaming
 from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
@@ -50,9 +51,22 @@ class ConversionRecord:
     verified: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
 
-    def without_prefix(self, prefix: str) -> ConversionRecord:
-        """Return the record with layer names that begin with ``prefix`` freed from it."""
-        layers = {name.removeprefix(prefix): eps for name, eps in self.layers.items()}
+    @property
+    def renamed_by(self) -> tuple[tuple[str, str], ...]:
+        """What names began with in the source, and what instead in the output."""
+        steps = (self.options or {}).get("renamed", ())
+        if not isinstance(steps, (list, tuple)):
+            return ()
+        pairs = (tuple(step) for step in steps if isinstance(step, (list, tuple)))
+        return tuple(
+            (pair[0], pair[1])
+            for pair in pairs
+            if len(pair) == 2 and all(isinstance(part, str) for part in pair)
+        )
+
+    def renamed(self, renaming: Renaming) -> ConversionRecord:
+        """Return the record with the names that layers got when the file was opened."""
+        layers = {renaming.of_module(name): eps for name, eps in self.layers.items()}
         return replace(self, layers=layers)
 
     def to_text(self) -> str:

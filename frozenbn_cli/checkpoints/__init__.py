@@ -7,21 +7,24 @@ from pathlib import Path
 from frozenbn_cli.checkpoints.checkpoint import (
     Checkpoint,
     LayerFacts,
+    Renaming,
     StateDict,
     names_statistics,
 )
 from frozenbn_cli.checkpoints.likeness import likeness
+from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_legacy, open_zip
 from frozenbn_cli.checkpoints.safetensors import find_index, open_safetensors, open_sharded
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
-from frozenbn_cli.errors import InputError, UnsupportedFileError, located
+from frozenbn_cli.errors import InputError, UnsupportedFileError, UsageError, located
 
 __all__ = [
     "Checkpoint",
     "LayerFacts",
+    "Renaming",
     "StateDict",
     "StoredTensor",
     "names_statistics",
@@ -31,18 +34,23 @@ __all__ = [
 _HEAD_BYTES = 512
 
 
-def open_checkpoint(path: str | Path, *, keep_prefix: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, keep_prefix: bool = False, strip_prefix: str = "", add_prefix: str = ""
+) -> Checkpoint:
     """Open a model file; nothing in it is executed, and no tensor is read yet.
 
     Args:
         path: A file, or a folder with the index of a sharded safetensors checkpoint.
-        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
+        keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
+        strip_prefix: Taken off the names that begin with it.
+        add_prefix: Put in front of every name.
 
     Returns:
         The open file, to be used in a ``with`` block.
 
     Raises:
         InputError: The file cannot be read, is damaged or of an unsupported kind.
+        UsageError: No name begins with ``strip_prefix``, or two entries get one name.
     """
     path = Path(path)
     with located(str(path)):
@@ -52,22 +60,28 @@ def open_checkpoint(path: str | Path, *, keep_prefix: bool = False) -> Checkpoin
             raise InputError(f"cannot be read ({error.strerror})") from error
     try:
         with located(str(path)):
-            return _open(source, keep_prefix)
+            naming = Naming(keep_prefix, strip_prefix, add_prefix)
+            checkpoint = _open(source, naming)
+            if checkpoint.script and (strip_prefix or add_prefix):
+                raise UsageError("names are to change, and those of an archive are in its code")
+            if checkpoint.state_dicts:
+                naming.check(checkpoint.state_dicts)
+            return checkpoint
     except BaseException:
         source.close()
         raise
 
 
-def _open(source: ByteSource, keep_prefix: bool) -> Checkpoint:
+def _open(source: ByteSource, naming: Naming) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.startswith(b"PK\3\4"):
-        return open_zip(source, keep_prefix=keep_prefix)
+        return open_zip(source, naming=naming)
     if has_legacy_magic(head):
-        return open_legacy(source, keep_prefix=keep_prefix)
+        return open_legacy(source, naming=naming)
     if looks_like_safetensors(head, source.size_bytes):
-        return open_safetensors(source, keep_prefix=keep_prefix)
+        return open_safetensors(source, naming=naming)
     if head.lstrip().startswith(b"{"):
-        return open_sharded(source, keep_prefix=keep_prefix)
+        return open_sharded(source, naming=naming)
     raise UnsupportedFileError(
         expected="a file that PyTorch or safetensors wrote", found=likeness(head)
     )

@@ -14,7 +14,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
-__all__ = ["Checkpoint", "LayerFacts", "StateDict", "names_statistics"]
+__all__ = ["Checkpoint", "LayerFacts", "Renaming", "StateDict", "names_statistics"]
 
 
 def names_statistics(entry: str) -> bool:
@@ -55,29 +55,70 @@ class LayerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Renaming:
+    """How names differ from those that a file holds.
+
+    Attributes:
+        steps: What a name begins with, and what it begins with instead; one after the other.
+    """
+
+    steps: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, name: str) -> str:
+        """Return the new name of an entry."""
+        for old, new in self.steps:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+        return name
+
+    def of_module(self, name: str) -> str:
+        """Return the new name of a module, which is empty for the outermost one."""
+        return self(f"{name}.").removesuffix(".") if name else name
+
+    @property
+    def prefix(self) -> str:
+        """What was taken off every name at first, such as ``module.``."""
+        return "".join(old for old, new in self.steps if not new)
+
+    @property
+    def others(self) -> tuple[tuple[str, str], ...]:
+        """What else was replaced, and by what."""
+        return tuple((old, new) for old, new in self.steps if new)
+
+
+@dataclass(frozen=True, slots=True)
 class StateDict:
     """The entries of one model.
 
     Attributes:
         key: Where in the file it stands, such as ``state_dict`` or ``ema.module``; empty if it is
             the whole file.
-        entries: The tensors by name, in the file's order, without the prefix.
+        entries: The tensors by name, in the file's order.
         left_out: What else it holds, which is no tensor: name and description.
-        prefix: What wrappers put in front of every name, such as ``module.``.
-        layers: What the file says of its layers, by their names without the prefix.
+        layers: What the file says of its layers, by name.
         is_module: Whether it is a pickled module rather than a mapping.
         unsupported: Tensors that cannot be written, such as sparse ones: name and description.
         versions: Of the modules, by name, where the state dict keeps them.
+        renaming: How names differ from those in the file, such as without ``module.``.
+        stored_names: The names in the file of the entries that are called otherwise here.
+        as_stored: The same with the names in the file; None where none differs.
     """
 
     key: str
     entries: Mapping[str, StoredTensor]
     left_out: Mapping[str, str] = field(default_factory=dict)
-    prefix: str = ""
     layers: Mapping[str, LayerFacts] = field(default_factory=dict)
     is_module: bool = False
     unsupported: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
+    renaming: Renaming = field(default_factory=Renaming)
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+    as_stored: StateDict | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def prefix(self) -> str:
+        """What was taken off every name, such as ``module.``."""
+        return self.renaming.prefix
 
     @property
     def has_batch_norm(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
+from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
 from frozenbn_cli.checkpoints.torchscript import METADATA_KEY, open_torchscript
@@ -20,7 +21,7 @@ __all__ = ["METADATA_KEY", "open_legacy", "open_zip"]
 _NO_METADATA: Mapping[str, str] = {}
 
 
-def open_zip(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
+def open_zip(source: ByteSource, *, naming: Naming) -> Checkpoint:
     """Open a ZIP archive that PyTorch wrote.
 
     Raises:
@@ -65,11 +66,11 @@ def open_zip(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
         finder,
         archive=archive,
         metadata=metadata,
-        keep_prefix=keep_prefix,
+        naming=naming,
     )
 
 
-def open_legacy(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
+def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
     """Open a file in the format that `torch.save` wrote before version 1.6.
 
     Raises:
@@ -84,7 +85,7 @@ def open_legacy(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
         return legacy.storages[key]
 
     finder = TensorFinder(storage)
-    return _checkpoint(source, "PyTorch legacy", legacy.pickle, finder, keep_prefix=keep_prefix)
+    return _checkpoint(source, "PyTorch legacy", legacy.pickle, finder, naming=naming)
 
 
 def _checkpoint(
@@ -95,9 +96,9 @@ def _checkpoint(
     *,
     archive: ZipArchive | None = None,
     metadata: Mapping[str, str] = _NO_METADATA,
-    keep_prefix: bool,
+    naming: Naming,
 ) -> Checkpoint:
-    found = find_state_dicts(pickle.value, finder, keep_prefix=keep_prefix)
+    found = find_state_dicts(pickle.value, finder, naming=naming)
     return Checkpoint(
         sources=(source,),
         kind=found.kind,

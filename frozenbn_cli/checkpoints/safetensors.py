@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint, StateDict
-from frozenbn_cli.checkpoints.state_dicts import without_wrapper_prefix
+from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.tensors import StoredTensor, dtype_of_code
 from frozenbn_cli.containers.safetensors_file import read_header
 from frozenbn_cli.containers.source import ByteSource, FileExtent
@@ -19,7 +19,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 _MAX_INDEX_BYTES = 16 << 20
 
 
-def open_safetensors(source: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
+def open_safetensors(source: ByteSource, *, naming: Naming) -> Checkpoint:
     """Open a safetensors file.
 
     Raises:
@@ -32,12 +32,12 @@ def open_safetensors(source: ByteSource, *, keep_prefix: bool = False) -> Checkp
         sources=(source,),
         kind="state dict",
         container="safetensors",
-        state_dicts=(part if keep_prefix else without_wrapper_prefix(part),),
+        state_dicts=(naming.apply(part),),
         metadata=metadata,
     )
 
 
-def open_sharded(index: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
+def open_sharded(index: ByteSource, *, naming: Naming) -> Checkpoint:
     """Open the safetensors files that an index lists, as one state dict.
 
     Raises:
@@ -66,7 +66,7 @@ def open_sharded(index: ByteSource, *, keep_prefix: bool = False) -> Checkpoint:
         sources=tuple(sources),
         kind="state dict",
         container=f"safetensors in {len(sources) - 1} shards",
-        state_dicts=(part if keep_prefix else without_wrapper_prefix(part),),
+        state_dicts=(naming.apply(part),),
     )
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict, names_statistics
+from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled_modules import is_module, module_class, module_state_dict
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Value, describe, items_of
 
-__all__ = ["WRAPPER_PREFIXES", "Found", "find_state_dicts", "without_wrapper_prefix"]
+__all__ = ["Found", "find_state_dicts"]
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and `torch.compile` put in front of every name."""
-
-_T = TypeVar("_T")
 _MAX_DEPTH = 32
 _MAX_VISITS = 200_000
 _MAX_KEY_CHARACTERS = 4096
@@ -45,7 +41,7 @@ class Found:
     beside: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_state_dicts(root: Value, finder: TensorFinder, *, keep_prefix: bool = False) -> Found:
+def find_state_dicts(root: Value, finder: TensorFinder, *, naming: Naming) -> Found:
     """Return the state dicts in ``root``.
 
     A state dict is a mapping with tensors of its own, or a pickled module.
@@ -59,9 +55,7 @@ def find_state_dicts(root: Value, finder: TensorFinder, *, keep_prefix: bool = F
         raise UnsupportedFileError(
             expected="a state dict, a training checkpoint or a module", found=describe(root)
         )
-    makers = {
-        key: partial(_part, key, value, finder, keep_prefix) for key, value in candidates.items()
-    }
+    makers = {key: partial(_part, key, value, finder, naming) for key, value in candidates.items()}
     likely = [key for key, value in candidates.items() if _may_have_batch_norm(value)]
     parts = [part for key in likely if (part := makers[key]()).has_batch_norm]
     if not parts:
@@ -73,35 +67,6 @@ def find_state_dicts(root: Value, finder: TensorFinder, *, keep_prefix: bool = F
         tuple(parts),
         {key: make for key, make in makers.items() if key not in keys},
         _beside(root, keys),
-    )
-
-
-def without_wrapper_prefix(part: StateDict) -> StateDict:
-    """Return a state dict without what wrappers put in front of every name."""
-    prefix = ""
-    while found := next(
-        (
-            wrapper
-            for wrapper in WRAPPER_PREFIXES
-            if part.entries and all(name.startswith(prefix + wrapper) for name in part.entries)
-        ),
-        None,
-    ):
-        prefix += found
-    if not prefix:
-        return part
-
-    def bare(mapping: Mapping[str, _T]) -> dict[str, _T]:
-        return {name.removeprefix(prefix): value for name, value in mapping.items()}
-
-    return replace(
-        part,
-        prefix=prefix,
-        entries=bare(part.entries),
-        left_out=bare(part.left_out),
-        layers=bare(part.layers),
-        unsupported=bare(part.unsupported),
-        versions=bare(part.versions),
     )
 
 
@@ -163,13 +128,13 @@ def _may_have_batch_norm(value: Value) -> bool:
     )
 
 
-def _part(key: str, value: Value, finder: TensorFinder, keep_prefix: bool) -> StateDict:
+def _part(key: str, value: Value, finder: TensorFinder, naming: Naming) -> StateDict:
     with located(f"key {key!a}") if key else located("state dict"):
         if is_module(value):
             part = module_state_dict(key, value, finder)
         else:
             part = _mapping(key, value, finder)
-    return part if keep_prefix else without_wrapper_prefix(part)
+    return naming.apply(part)
 
 
 def _mapping(key: str, value: Value, finder: TensorFinder) -> StateDict:

@@ -21,6 +21,7 @@ __all__ = [
     "INSPECT_EXAMPLES",
     "VERIFY_EXAMPLES",
     "AbsoluteTolerance",
+    "AddPrefix",
     "AllLayers",
     "AsJson",
     "Check",
@@ -56,6 +57,7 @@ __all__ = [
     "Scheduler",
     "Seed",
     "SkipExisting",
+    "StripPrefix",
     "To",
     "Trust",
 ]
@@ -105,7 +107,25 @@ KeepPrefix = Annotated[
     bool,
     typer.Option(
         "--keep-prefix",
-        help="Keep what wrappers put in front of every name: 'module.', '_orig_mod.'.",
+        help="Keep what wrappers put into names: 'module.', '_orig_mod.'.",
+        rich_help_panel=_INPUT,
+    ),
+]
+StripPrefix = Annotated[
+    str,
+    typer.Option(
+        metavar="PREFIX",
+        help="Take this off the names that begin with it, such as 'model.backbone.'.",
+        show_default=False,
+        rich_help_panel=_INPUT,
+    ),
+]
+AddPrefix = Annotated[
+    str,
+    typer.Option(
+        metavar="PREFIX",
+        help="Put this in front of every name, such as 'backbone.'.",
+        show_default=False,
         rich_help_panel=_INPUT,
     ),
 ]

@@ -83,7 +83,7 @@ def convert_file(
     """
     path = Path(path)
     options = options or ConvertOptions()
-    with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
+    with options.open(path) as checkpoint:
         to = options.format_of(checkpoint)
         target = default_output(path, to) if output is None else Path(output)
         if output_dir is not None:
@@ -131,6 +131,7 @@ class _Conversion:
             output_format=self._to,
             key=part.key,
             prefix=part.prefix,
+            renamed=part.renaming.others,
             entries=tuple(part.entries),
             left_out=part.left_out,
             beside=self._checkpoint.beside,
@@ -165,7 +166,9 @@ class _Conversion:
                 raise no_model_wanted()
             return part
         live_models = import_quietly("frozenbn_cli.live_models.building")
-        described, _ = live_models.described_by(self._options.model, part, strict=True)
+        described, _ = live_models.described_by(
+            self._options.model, part, strict=True, rename=not self._options.names_are_given
+        )
         return cast(StateDict, described)
 
     def _plan(self, part: StateDict) -> Plan:
@@ -318,9 +321,11 @@ class _Conversion:
             "size_bytes": self._checkpoint.size_bytes,
         }
         before = ConversionRecord.from_metadata(self._checkpoint.metadata)
-        layers = dict(before.without_prefix(part.prefix).layers) if before else {}
+        layers = dict(before.renamed(part.renaming).layers) if before else {}
         layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
         deciding = self._options.deciding(self._to)
+        if part.renaming.steps:
+            deciding["renamed"] = [list(step) for step in part.renaming.steps]
         return ConversionRecord(__version__, source, layers, _CLAIMS, deciding)
 
     def _verify(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.summaries import Summary
-from frozenbn_cli.checkpoints import Checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
@@ -28,7 +28,9 @@ class ConvertOptions(RunOptions):
     Attributes:
         to: The format of the output; None for TorchScript where the input is, else safetensors.
         key: Which state dict of a file that holds several, such as ``model_ema``.
-        keep_prefix: Keep what wrappers put in front of every name (``module.``, ``_orig_mod.``).
+        keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
+        strip_prefix: Taken off the names that begin with it.
+        add_prefix: Put in front of every name.
         eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
             1e-5.
         selection: Which layers to freeze.
@@ -42,6 +44,8 @@ class ConvertOptions(RunOptions):
     to: OutputFormat | None = None
     key: str | None = None
     keep_prefix: bool = False
+    strip_prefix: str = ""
+    add_prefix: str = ""
     eps: float | None = None
     selection: Selection = field(default_factory=Selection)
     force: bool = False
@@ -56,6 +60,20 @@ class ConvertOptions(RunOptions):
             raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
+
+    def open(self, path: str | Path) -> Checkpoint:
+        """Open an input, with the names that its entries are to have."""
+        return open_checkpoint(
+            path,
+            keep_prefix=self.keep_prefix,
+            strip_prefix=self.strip_prefix,
+            add_prefix=self.add_prefix,
+        )
+
+    @property
+    def names_are_given(self) -> bool:
+        """Whether the user says what the names are, so that no model is asked."""
+        return self.keep_prefix or bool(self.strip_prefix or self.add_prefix)
 
     def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
         """Return the format that the output of ``checkpoint`` gets."""
@@ -73,6 +91,8 @@ class ConvertOptions(RunOptions):
             "force_unhealthy": self.force_unhealthy,
             "model": identity_of_model(self.model),
         }
+        names = {"strip_prefix": self.strip_prefix, "add_prefix": self.add_prefix}
+        document |= {option: prefix for option, prefix in names.items() if prefix}
         if self.selection.dims:
             document["dims_of"] = dict(sorted(self.selection.dims))
         if self.selection.state:
@@ -100,7 +120,8 @@ class ConversionResult:
         output_bytes: Its size; None where nothing was written.
         key: Where in the file the state dict stands; empty if it is the whole file.
         prefix: What was taken off every name, such as ``module.``.
-        entries: The names of all entries of the state dict, without the prefix.
+        renamed: What else names begin with in the input, and what instead in the output.
+        entries: The names of all entries of the state dict, as they are in the output.
         left_out: What else the state dict holds, which is no tensor: name and description.
         beside: What the file holds beside the state dict, such as an optimizer.
         foreign_names: What unpickling the input would import that a model has no need of, with
@@ -126,6 +147,7 @@ class ConversionResult:
     output_bytes: int | None = None
     key: str
     prefix: str
+    renamed: tuple[tuple[str, str], ...] = ()
     entries: tuple[str, ...]
     left_out: Mapping[str, str]
     beside: Mapping[str, str]

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from frozenbn_cli import torch_jit
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
+from frozenbn_cli.checkpoints.names import common_prefix, prefix_that_fits, renamed
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.modules import BatchNormDecision, is_frozen_layer, survey_batch_norms
@@ -220,13 +221,21 @@ class Fit:
             ("not in the model", self.unexpected),
             ("of another shape", tuple(reshaped)),
         )
-        return tuple(
-            f"{len(names)} {kind}: {listed(names, _NAMED)}" for kind, names in kinds if names
-        )
+        return tuple(f"{len(names)} {kind}: {_named(names)}" for kind, names in kinds if names)
+
+    @property
+    def advice(self) -> str:
+        """What can be done about it."""
+        begin = common_prefix(self.unexpected)
+        if begin and not common_prefix(self.missing).startswith(begin):
+            return f"Take the beginning of the names off with --strip-prefix {begin}"
+        if self.unexpected and (begin := common_prefix(self.missing)):
+            return f"Put what the names lack in front of them with --add-prefix {begin}"
+        return "Is it built with the arguments that it had? Give them with --model-arg."
 
 
 def described_by(
-    model: Callable[[], Any], part: StateDict, *, strict: bool = False
+    model: Callable[[], Any], part: StateDict, *, strict: bool = False, rename: bool = True
 ) -> tuple[StateDict, tuple[str, ...]]:
     """Return a state dict with what a model says of its layers, and what does not fit, in words.
 
@@ -236,6 +245,7 @@ def described_by(
         model: Returns the model that the state dict belongs to.
         part: The state dict, of a file that is no archive: that says itself what its layers are.
         strict: Whether to refuse entries that do not fit.
+        rename: Whether the names may be others, if these make every entry fit.
 
     Raises:
         UsageError: The model cannot be built, or contradicts what the file says of a layer; or
@@ -243,8 +253,10 @@ def described_by(
     """
     built = build(model)
     fit = fit_of(built, part.entries)
+    if fit.problems and rename:
+        part, fit = _renamed_to_fit(built, part, fit)
     if strict and fit.problems:
-        raise _misfit(fit.problems)
+        raise _misfit(fit.problems, fit.advice)
     modules = dict(built.named_modules(remove_duplicate=False))
     facts: dict[str, LayerFacts] = {}
     for decision in survey_batch_norms(built):
@@ -270,6 +282,23 @@ def described_by(
             since = in_file.frozen and said.obstacle is None
             layers[name] = replace(said, frozen=said.frozen or since)
     return replace(part, layers=layers), fit.problems
+
+
+def _renamed_to_fit(model: nn.Module, part: StateDict, fit: Fit) -> tuple[StateDict, Fit]:
+    """Return a state dict with the names that the model has, if one prefix is all that differs.
+
+    What seems to be of a wrapper may be the model's own attribute, and is kept then.
+    """
+    wanted = state_of(model).keys()
+    if prefix := prefix_that_fits(part.entries, wanted):
+        part = renamed(part, ((prefix, ""),))
+    elif (
+        prefix is None and part.as_stored and prefix_that_fits(part.as_stored.entries, wanted) == ""
+    ):
+        part = part.as_stored
+    else:
+        return part, fit
+    return part, fit_of(model, part.entries)
 
 
 def fit_of(model: nn.Module, entries: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> Fit:
@@ -364,7 +393,8 @@ def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
         with foreign_code():
             model.load_state_dict(state, strict=True)
     except Exception as error:
-        raise _misfit(fit_of(model, entries).problems or (last_line(error),)) from error
+        fit = fit_of(model, entries)
+        raise _misfit(fit.problems or (last_line(error),), fit.advice) from error
 
 
 def scripted(model: nn.Module) -> tuple[Any, str]:
@@ -376,10 +406,16 @@ def scripted(model: nn.Module) -> tuple[Any, str]:
         return None, first_line(error)
 
 
-def _misfit(problems: Iterable[str]) -> UsageError:
+def _named(names: Collection[str]) -> str:
+    """Return the first names, or what all of many begin with."""
+    begin = common_prefix(names) if len(names) > _NAMED else ""
+    return f"all begin with {begin!a}" if begin else listed(names, _NAMED)
+
+
+def _misfit(problems: Iterable[str], advice: str) -> UsageError:
     return UsageError(
         "the file does not fit the model: " + "; ".join(problems),
-        advice="Is it built with the arguments that it had? Give them with --model-arg.",
+        advice=advice,
     )
 
 

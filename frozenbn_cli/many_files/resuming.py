@@ -31,7 +31,7 @@ def find_existing(path: Path, output_dir: Path, options: ConvertOptions) -> Path
         InputError: The input cannot be read.
         UsageError: It is there, does not count, and may not be replaced; says why.
     """
-    with open_checkpoint(path, keep_prefix=options.keep_prefix) as checkpoint:
+    with options.open(path) as checkpoint:
         to = options.format_of(checkpoint)
         target = output_dir / default_output(path, to).name
         if not target.exists():

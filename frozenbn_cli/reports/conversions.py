@@ -112,7 +112,7 @@ def _state(plan: LayerPlan, *, outcome: str, proven: bool) -> tuple[str, Tone]:
 
 def _notes(result: ConversionResult) -> list[str]:
     """Return what was left alone, and what was not written, a line each."""
-    lines = left_alone(result.plan, result.prefix)
+    lines = left_alone(result.plan, result.prefix, result.renamed)
     if result.left_out:
         lines.append(f"not written, since no tensor: {named(result.left_out, 5)}")
     if result.beside:

@@ -51,6 +51,7 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             "sha256": result.input_sha256,
             "key": result.key,
             "prefix": result.prefix,
+            "renamed": _renamed(result.renamed),
             "entries": len(result.entries),
             "left_out": dict(result.left_out),
             "beside": dict(result.beside),
@@ -226,6 +227,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
     return {
         "key": part.key,
         "prefix": part.prefix,
+        "renamed": _renamed(part.renamed),
         "entries": part.entries,
         "elements": dict(part.elements),
         "left_out": dict(part.left_out),
@@ -236,6 +238,10 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
             for plan in part.plan.layers
         ],
     }
+
+
+def _renamed(steps: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"from": old, "to": new} for old, new in steps]
 
 
 def _statistics(statistics: Statistics | None) -> dict[str, Any] | None:

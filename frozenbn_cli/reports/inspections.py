@@ -123,7 +123,7 @@ def _facts(part: InspectedStateDict) -> list[str]:
 
 def _notes(part: InspectedStateDict) -> list[str]:
     """Return what is left alone, left out or does not fit, a line each."""
-    lines = left_alone(part.plan, part.prefix)
+    lines = left_alone(part.plan, part.prefix, part.renamed)
     lines += [f"does not fit the model: {text}" for text in part.misfits]
     if part.left_out:
         lines.append(f"no tensors: {named(_described(part.left_out), 5)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.batch_norms.summaries import Summary
@@ -91,9 +91,10 @@ def layer_facts(plan: Plan, frozen: int | None = None, words: str = "frozen") ->
     return (layers, f"{len(plan.left):,} left alone") if plan.left else (layers,)
 
 
-def left_alone(plan: Plan, prefix: str) -> list[str]:
-    """Return a line for each reason for which layers are left alone, and one on the prefix."""
+def left_alone(plan: Plan, prefix: str, renamed: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """Return a line for each reason for which layers are left alone, and on what names became."""
     lines = by_reason("left alone", {item.layer.name: item.reason or "" for item in plan.left})
     if prefix:
         lines.append(f"taken off every name: {prefix} (--keep-prefix keeps it)")
+    lines += [f"names: {old or 'all'} became {new}" for old, new in renamed]
     return lines

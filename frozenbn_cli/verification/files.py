@@ -11,6 +11,7 @@ from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
+from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models.building import BuiltOnce, described_by
 from frozenbn_cli.live_models.target import no_model_wanted
@@ -135,7 +136,8 @@ class _Verification:
         options = self._options
         with self._stages.timed("plan"):
             with located(str(self._before.path)):
-                original = self._described(self._before.state_dict(options.key))
+                named = self._named_alike(self._before.state_dict(options.key))
+                original = self._described(named)
                 plan = plan_state_dict(
                     original, self._before.metadata, eps=options.eps, selection=options.selection
                 )
@@ -174,6 +176,13 @@ class _Verification:
             summaries=summaries_of(plan) if options.summarize else {},
             seconds=self._stages.seconds,
         )
+
+    def _named_alike(self, part: StateDict) -> StateDict:
+        """Return the original's state dict with the names that the conversion gave its entries."""
+        record = ConversionRecord.from_metadata(self._after.metadata)
+        steps = record.renamed_by if record else ()
+        done = part.renaming.steps
+        return renamed(part, steps[len(done) :]) if steps[: len(done)] == done else part
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the original's state dict with what the model says of its layers."""

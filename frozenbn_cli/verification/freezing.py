@@ -39,7 +39,7 @@ def frozen_layers(
     if record:
         # A class in the file counts for more than what its record says.
         live = live_layers(part)
-        recorded = record.without_prefix(part.prefix).layers
+        recorded = record.renamed(part.renaming).layers
         found |= {name: eps for name, eps in recorded.items() if name not in live}
     for layer in find_batch_norms(part):
         if layer.frozen_already:

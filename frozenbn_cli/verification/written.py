@@ -166,7 +166,7 @@ class _Inert:
 
     def stated_eps(self) -> Mapping[str, Eps]:
         record = ConversionRecord.from_metadata(self._metadata)
-        stated = dict(record.without_prefix(self._part.prefix).layers) if record else {}
+        stated = dict(record.renamed(self._part.renaming).layers) if record else {}
         # What a module or an archive says itself counts for more than its record.
         return stated | {
             layer.name: layer.eps
@@ -201,12 +201,11 @@ class _Unprefixed:
         return self._part.entries.keys()
 
     def stated_eps(self) -> Mapping[str, Eps]:
-        prefix = self._part.prefix
-        stated = self._file.stated_eps()
-        return {name.removeprefix(prefix): eps for name, eps in stated.items()}
+        rename = self._part.renaming.of_module
+        return {rename(name): eps for name, eps in self._file.stated_eps().items()}
 
     def tensor(self, name: str) -> Tensor:
-        return self._file.tensor(self._part.prefix + name)
+        return self._file.tensor(self._part.stored_names.get(name, name))
 
 
 _FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
