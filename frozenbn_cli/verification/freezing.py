@@ -41,8 +41,10 @@ def frozen_layers(
         live = live_layers(part)
         recorded = record.renamed(part.renaming).layers
         found |= {name: eps for name, eps in recorded.items() if name not in live}
+    counted = {item.layer.name for item in plan.layers if COUNT in item.layer.tensors}
     for layer in find_batch_norms(part):
-        if layer.frozen_already:
+        # Where the original counts batches, what may be frozen is: no live layer lost its count.
+        if layer.frozen_already or (layer.facts.may_be_frozen and layer.name in counted):
             found[layer.name] = layer.eps if layer.eps.source == "read" else found.get(layer.name)
     if found or any(not facts.may_be_frozen for facts in part.layers.values()):
         return found
