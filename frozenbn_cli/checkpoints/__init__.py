@@ -13,7 +13,7 @@ from frozenbn_cli.checkpoints.checkpoint import (
 )
 from frozenbn_cli.checkpoints.likeness import likeness
 from frozenbn_cli.checkpoints.names import Naming
-from frozenbn_cli.checkpoints.pickled import open_legacy, open_zip
+from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
 from frozenbn_cli.checkpoints.safetensors import find_index, open_safetensors, open_sharded
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
@@ -78,6 +78,8 @@ def _open(source: ByteSource, naming: Naming) -> Checkpoint:
         return open_zip(source, naming=naming)
     if has_legacy_magic(head):
         return open_legacy(source, naming=naming)
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return open_bare(source, naming=naming)
     if looks_like_safetensors(head, source.size_bytes):
         return open_safetensors(source, naming=naming)
     if head.lstrip().startswith(b"{"):

@@ -22,6 +22,8 @@ _MODELS_ARE_MADE_OF = {
     "numpy": {"ndarray", "dtype", "bool_", "int64", "float64", "float32"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "numpy._core.numeric": {"_frombuffer"},
     "_codecs": {"encode"},
     "copy_reg": {"_reconstructor"},
     "copyreg": {"_reconstructor"},

@@ -40,8 +40,6 @@ def likeness(head: bytes) -> str:
         return "an ONNX model"
     if is_protobuf or head[:2] in (b"\x0a\x1b", b"\x0a\x1c"):
         return "a protocol buffer, such as a TensorFlow model"
-    if head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5:
-        return "a bare pickle, which `torch.save` does not write"
     if not head.strip(b"\0"):
         return "zeros (a download that did not finish)"
     return f"bytes {head[:16].hex(' ')}"

@@ -11,12 +11,13 @@ from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_eleme
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
 from frozenbn_cli.checkpoints.torchscript import METADATA_KEY, open_torchscript
 from frozenbn_cli.containers.legacy_stream import LegacyStream
-from frozenbn_cli.containers.source import ByteSource, Extent, stream
+from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
+from frozenbn_cli.pickles.values import LongBytes
 
-__all__ = ["METADATA_KEY", "open_legacy", "open_zip"]
+__all__ = ["METADATA_KEY", "open_bare", "open_legacy", "open_zip"]
 
 _NO_METADATA: Mapping[str, str] = {}
 
@@ -77,7 +78,7 @@ def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
         DamagedFileError: The stream contradicts itself; says where.
         UnsupportedFileError: The file holds something else than a model.
     """
-    legacy = LegacyStream.read(source, storage_element_sizes)
+    legacy = LegacyStream.read(_whole(source), storage_element_sizes)
 
     def storage(key: str) -> Extent:
         if key not in legacy.storages:
@@ -86,6 +87,35 @@ def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
 
     finder = TensorFinder(storage)
     return _checkpoint(source, "PyTorch legacy", legacy.pickle, finder, naming=naming)
+
+
+def open_bare(source: ByteSource, *, naming: Naming) -> Checkpoint:
+    """Open a pickle of tensors or NumPy arrays that `torch.save` did not write.
+
+    Raises:
+        DamagedFileError: The pickle contradicts itself; says where.
+        UnsupportedFileError: It holds something else than a model.
+    """
+    file = stream(_whole(source))
+    pickle = read_pickle(file, leaves_bytes=True)
+    if file.tell() != source.size_bytes:
+        raise DamagedFileError(
+            expected=f"the end of the file at byte {file.tell():,}",
+            found=f"{source.size_bytes - file.tell():,} bytes more",
+        )
+
+    def storage(key: str) -> Extent:
+        raise DamagedFileError(f"storage {key!a} is missing from the file")
+
+    def left_bytes(place: LongBytes) -> Extent:
+        return FileExtent(source, place.start, place.size_bytes)
+
+    finder = TensorFinder(storage, left_bytes)
+    return _checkpoint(source, "pickle", pickle, finder, naming=naming)
+
+
+def _whole(source: ByteSource) -> Extent:
+    return FileExtent(source, 0, source.size_bytes)
 
 
 def _checkpoint(

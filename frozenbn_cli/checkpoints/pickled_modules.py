@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict
+from frozenbn_cli.checkpoints.numpy_values import number
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
@@ -52,7 +53,7 @@ def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
                     entries[prefix + entry] = finder.tensor(value)
                 except UnsupportedFileError as error:
                     unsupported[prefix + entry] = error.problem
-        if facts := _facts(module):
+        if facts := _facts(module, finder):
             layers[name] = facts
     return StateDict(key, entries, layers=layers, is_module=True, unsupported=unsupported)
 
@@ -100,7 +101,7 @@ def _non_persistent(module: Call) -> set[Value]:
     return set()
 
 
-def _facts(module: Call) -> LayerFacts | None:
+def _facts(module: Call, finder: TensorFinder) -> LayerFacts | None:
     """Return what a BatchNorm or its frozen kind says of itself; None for other modules."""
     type_name = module_class(module)
     name = type_name.rpartition(".")[2]
@@ -113,18 +114,31 @@ def _facts(module: Call) -> LayerFacts | None:
     return LayerFacts(
         type_name=type_name,
         channels=_whole_number(state.get("num_features")),
-        eps=_number(state.get("eps"), at_most=1e30),
-        momentum=_number(state.get("momentum"), at_most=1),
+        eps=_number(state.get("eps"), finder, at_most=1e30),
+        momentum=_number(state.get("momentum"), finder, at_most=1),
         frozen=frozen,
     )
+
+
+def _number_in(value: Call, finder: TensorFinder) -> float | int | None:
+    """Return the number that a NumPy scalar or a tensor of one element stands for."""
+    if not is_tensor(value):
+        return number(value)
+    try:
+        tensor = finder.tensor(value)
+        return tensor.values()[0] if tensor.elements == 1 else None
+    except (DamagedFileError, UnsupportedFileError):
+        return None
 
 
 def _whole_number(value: Value) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-def _number(value: Value, *, at_most: float) -> float | None:
-    """Return a number as a layer holds it; what is none (a tensor, say) is as good as unknown."""
+def _number(value: Value, finder: TensorFinder, *, at_most: float) -> float | None:
+    """Return a number as a layer holds it, also in NumPy or in a tensor; None if it is none."""
+    if isinstance(value, Call):
+        value = _number_in(value, finder)
     if type(value) not in (int, float) or not 0 <= value <= at_most:
         return None
     return float(value)

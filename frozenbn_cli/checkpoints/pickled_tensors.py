@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from frozenbn_cli.checkpoints.numpy_values import array, bytes_of, is_array
 from frozenbn_cli.checkpoints.tensors import (
     DTYPES,
     DType,
     StoredTensor,
     dtype_of_storage,
 )
-from frozenbn_cli.containers.source import Extent, FileExtent
-from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
+from frozenbn_cli.containers.legacy_stream import LegacyStream
+from frozenbn_cli.containers.source import BytesExtent, Extent, FileExtent
+from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import Pickle
-from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
+from frozenbn_cli.pickles.values import Call, Global, LongBytes, PersistentId, Value, describe
 
 __all__ = ["TENSOR_FUNCTIONS", "TensorFinder", "is_tensor", "storage_element_sizes"]
 
 _MAX_WRAPPERS = 8
+_LOAD = Global("torch.storage", "_load_from_bytes")
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
@@ -37,7 +40,7 @@ def storage_element_sizes(pickle: Pickle) -> dict[str, int]:
 
 def is_tensor(value: Value) -> bool:
     """Return whether ``value`` would become a tensor or parameter, of any layout."""
-    return isinstance(value, Call) and _name(value) in TENSOR_FUNCTIONS
+    return isinstance(value, Call) and (_name(value) in TENSOR_FUNCTIONS or is_array(value))
 
 
 class TensorFinder:
@@ -45,14 +48,21 @@ class TensorFinder:
 
     Args:
         storage: Returns the bytes of a storage by its key.
+        left_bytes: Returns bytes that the reader of the pickle left in the file.
 
     Attributes:
         names: Bounds the names of the file's modules and tensors.
     """
 
-    def __init__(self, storage: Callable[[str], Extent]) -> None:
+    def __init__(
+        self,
+        storage: Callable[[str], Extent],
+        left_bytes: Callable[[LongBytes], Extent] = lambda _: BytesExtent(b""),
+    ) -> None:
         self._storage = storage
+        self._left_bytes = left_bytes
         self._extents: dict[str, Extent] = {}
+        self._embedded: dict[int, tuple[DType, Extent]] = {}
         self.names = NameBudget()
 
     def tensor(self, value: Call) -> StoredTensor:
@@ -62,6 +72,8 @@ class TensorFinder:
             DamagedFileError: The call's arguments are not those of a tensor.
             UnsupportedFileError: The tensor is sparse, quantised, nested or on no device.
         """
+        if is_array(value):
+            return array(value, self._left_bytes)
         for _ in range(_MAX_WRAPPERS):
             name = _name(value)
             if name in _OTHER_LAYOUTS:
@@ -76,11 +88,13 @@ class TensorFinder:
 
     def _dense(self, call: Call) -> StoredTensor:
         arguments = call.arguments
-        if len(arguments) < 4 or not isinstance(arguments[0], PersistentId):
+        embedded = bool(arguments) and _is_embedded(arguments[0])
+        if len(arguments) < 4 or not (embedded or isinstance(arguments[0], PersistentId)):
             raise DamagedFileError(
                 "a tensor", expected="storage, offset, size, stride", found=describe(arguments)
             )
-        dtype, extent = self._typed_storage(arguments[0])
+        typed = self._embedded_storage if embedded else self._typed_storage
+        dtype, extent = typed(arguments[0])
         if _name(call) == "_rebuild_tensor_v3":
             dtype = _dtype_named(arguments[6] if len(arguments) > 6 else None)
             metadata = arguments[7] if len(arguments) > 7 else None
@@ -109,6 +123,23 @@ class TensorFinder:
                 found=f"{extent.size_bytes:,} bytes",
             )
         return dtype, extent
+
+    def _embedded_storage(self, call: Call) -> tuple[DType, Extent]:
+        """Return the storage that a pickle without storages of its own holds as a whole file."""
+        if id(call) not in self._embedded:
+            with located("a storage"):
+                content = bytes_of(call.arguments[0], self._left_bytes)
+                legacy = LegacyStream.read(content, storage_element_sizes)
+                reference = legacy.pickle.value
+                if not isinstance(reference, PersistentId):
+                    raise DamagedFileError(expected="a storage", found=describe(reference))
+                inner = TensorFinder(legacy.storages.__getitem__)
+                self._embedded[id(call)] = inner._typed_storage(reference)
+        return self._embedded[id(call)]
+
+
+def _is_embedded(value: Value) -> bool:
+    return isinstance(value, Call) and value.function == _LOAD and len(value.arguments) == 1
 
 
 def _view(extent: Extent, view: Value, dtype: DType) -> Extent:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
-from frozenbn_cli.containers.source import ByteSource, FileExtent, stream
+from frozenbn_cli.containers.source import Extent, stream, within
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Value, describe
@@ -39,22 +39,22 @@ class LegacyStream:
     """
 
     pickle: Pickle
-    storages: dict[str, FileExtent]
+    storages: dict[str, Extent]
 
     @classmethod
     def read(
-        cls, source: ByteSource, element_sizes: Callable[[Pickle], dict[str, int]]
+        cls, source: Extent, element_sizes: Callable[[Pickle], dict[str, int]]
     ) -> LegacyStream:
         """Read the stream in ``source``.
 
         Args:
-            source: The file.
+            source: All of its bytes.
             element_sizes: Finds the bytes per element of each storage, by key, in the object.
 
         Raises:
             DamagedFileError: The bytes contradict the format; says where.
         """
-        file = stream(FileExtent(source, 0, source.size_bytes))
+        file = stream(source)
         _read(file, "magic number", _MAGIC)
         _read(file, "protocol", _PROTOCOL)
         system = _read(file, "system description")
@@ -81,9 +81,9 @@ def _read(file: IO[bytes], name: str, expected: int | None = None) -> Value:
 
 
 def _locate(
-    source: ByteSource, start: int, keys: list[str], element_sizes: dict[str, int]
-) -> dict[str, FileExtent]:
-    storages: dict[str, FileExtent] = {}
+    source: Extent, start: int, keys: list[str], element_sizes: dict[str, int]
+) -> dict[str, Extent]:
+    storages: dict[str, Extent] = {}
     for key in keys:
         if key in storages:
             raise DamagedFileError(f"storage {key!a} is listed twice")
@@ -98,7 +98,7 @@ def _locate(
                 found=f"the end of the file at byte {source.size_bytes:,}",
                 advice="The file may be truncated; compare its size with the original's.",
             )
-        storages[key] = FileExtent(source, start + 8, size_bytes)
+        storages[key] = within(source, start + 8, size_bytes)
         start += 8 + size_bytes
     if start != source.size_bytes:
         raise DamagedFileError(

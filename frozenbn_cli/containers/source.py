@@ -13,7 +13,16 @@ from typing import BinaryIO, Protocol
 
 from frozenbn_cli.errors import DamagedFileError, InputError
 
-__all__ = ["CHUNK_BYTES", "ByteSource", "Extent", "FileExtent", "chunks", "stream"]
+__all__ = [
+    "CHUNK_BYTES",
+    "ByteSource",
+    "BytesExtent",
+    "Extent",
+    "FileExtent",
+    "chunks",
+    "stream",
+    "within",
+]
 
 CHUNK_BYTES = 1 << 20
 
@@ -136,6 +145,46 @@ class FileExtent:
                 found=f"{max(self.size_bytes - start, 0):,}",
             )
         return self.source.read(self.start + start, count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BytesExtent:
+    """A run of bytes in memory.
+
+    Attributes:
+        content: The bytes.
+    """
+
+    content: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes."""
+        return len(self.content)
+
+    @property
+    def crc32(self) -> int:
+        """No checksum is stated."""
+        return 0
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start``."""
+        if start < 0 or start + count > len(self.content):
+            raise DamagedFileError(
+                expected=f"{start + count:,} bytes", found=f"{self.size_bytes:,}"
+            )
+        return self.content[start : start + count]
+
+
+def within(extent: Extent, start: int, size_bytes: int) -> Extent:
+    """Return a part of a run of bytes."""
+    if start < 0 or start + size_bytes > extent.size_bytes:
+        raise DamagedFileError(
+            expected=f"{start + size_bytes:,} bytes", found=f"{extent.size_bytes:,}"
+        )
+    if isinstance(extent, FileExtent):
+        return FileExtent(extent.source, extent.start + start, size_bytes)
+    return BytesExtent(extent.read(start, size_bytes))
 
 
 def chunks(extent: Extent, start: int = 0, count: int | None = None) -> Iterator[bytes]:

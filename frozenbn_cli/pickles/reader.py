@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import math
 import pickletools
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, TypeAlias
 
 from frozenbn_cli.errors import DamagedFileError
-from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
+from frozenbn_cli.pickles.values import (
+    Call,
+    Global,
+    LongBytes,
+    PersistentId,
+    Value,
+    describe,
+)
 
 __all__ = ["MAX_OPCODES", "Pickle", "read_pickle"]
 
 MAX_OPCODES = 2_000_000
 """More than any model needs (a ResNet-50 state dict has 9,000); bounds time and memory."""
 
+_LONG_BYTES = 512
+# How the opcodes that carry bytes (BINBYTES, BINBYTES8, BYTEARRAY8, BINSTRING) say how many.
+_SIZES = {b"B": ("<I", 4), b"\x8e": ("<Q", 8), b"\x96": ("<Q", 8), b"T": ("<i", 4)}
 _MAX_KEY_DEPTH = 8
 # Parts of nested keys, all together: hashing and comparing them costs more than reading them.
 _MAX_KEY_PARTS = 50_000
@@ -56,23 +67,27 @@ class Pickle:
     functions: set[Global] = field(default_factory=set)
 
 
-def read_pickle(stream: IO[bytes], *, from_torchscript: bool = False) -> Pickle:
+def read_pickle(
+    stream: IO[bytes], *, from_torchscript: bool = False, leaves_bytes: bool = False
+) -> Pickle:
     """Read one pickle and leave ``stream`` behind its last byte.
 
     Args:
         stream: Binary, seekable. Its ``read`` must not return more than there is.
         from_torchscript: Whether TorchScript's own pickler wrote it, which makes enums by calls
             whose argument is in no tuple.
+        leaves_bytes: Whether long runs of bytes are left where they lie, as `LongBytes`.
 
     Raises:
         DamagedFileError: The bytes are no pickle of the known kind; says at which byte.
     """
-    return _Machine(stream, has_enums=from_torchscript).run()
+    return _Machine(stream, has_enums=from_torchscript, leaves_bytes=leaves_bytes).run()
 
 
 class _Machine:
-    def __init__(self, stream: IO[bytes], *, has_enums: bool) -> None:
+    def __init__(self, stream: IO[bytes], *, has_enums: bool, leaves_bytes: bool) -> None:
         self._stream = stream
+        self._leaves_bytes = leaves_bytes
         self._has_enums = has_enums
         self._stack: list[Value] = []
         self._marked: list[list[Value]] = []
@@ -106,6 +121,9 @@ class _Machine:
         known = _OPCODES.get(code)
         if known is None:
             raise self._damaged(_why_unknown(code))
+        if self._leaves_bytes and code in _SIZES and self._skip_bytes(*_SIZES[code]):
+            self._position = self._stream.tell()
+            return code
         handler, read_argument, argument_bytes = known
         handler(self, read_argument(self._stream) if read_argument else None)
         # Asking the stream for its position is slow, and most arguments are of a fixed length.
@@ -126,6 +144,20 @@ class _Machine:
         if self._position > self._frame_end:
             raise self._damaged("an opcode reaches beyond its frame")
         self._frame_end = math.inf
+
+    def _skip_bytes(self, form: str, digits: int) -> bool:
+        """Leave the bytes that come next where they lie, if they are many."""
+        start = self._stream.tell()
+        prefix = self._stream.read(digits)
+        size_bytes = struct.unpack(form, prefix)[0] if len(prefix) == digits else 0
+        if size_bytes < _LONG_BYTES:
+            self._stream.seek(start)
+            return False
+        self._stream.seek(start + digits + size_bytes - 1)
+        if len(self._stream.read(1)) != 1:
+            raise ValueError(f"expected {size_bytes} bytes, but not so many remain")
+        self._push(LongBytes(start + digits, size_bytes))
+        return True
 
     def _damaged(self, what: str, *, expected: str = "", found: str = "") -> DamagedFileError:
         return DamagedFileError(
@@ -159,8 +191,12 @@ class _Machine:
         self._pickle.value = self._stack.pop()
 
     def _bytes_as_text(self, argument: str) -> None:
-        # Python 2 wrote text as bytes; pickletools shows these as Latin-1.
-        self._text(argument.encode("latin-1").decode("utf-8"))
+        # Python 2 wrote text and bytes alike; pickletools shows these as Latin-1.
+        encoded = argument.encode("latin-1")
+        if self._leaves_bytes and not encoded.isascii():
+            self._push(encoded)
+        else:
+            self._text(encoded.decode("utf-8"))
 
     def _text(self, argument: str) -> None:
         # CPython keeps one object of each one-character text, as which two that were written

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = ["Call", "Global", "PersistentId", "Value", "describe", "items_of"]
+__all__ = ["Call", "Global", "LongBytes", "PersistentId", "Value", "describe", "items_of"]
 
 # A recursive alias would be no safer: whoever reads a value has to look at its type anyway.
 Value: TypeAlias = Any
@@ -24,6 +24,22 @@ class Global:
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class LongBytes:
+    """A run of bytes that is left where it lies.
+
+    Attributes:
+        start: In the stream that the pickle was read from.
+        size_bytes: How many there are.
+    """
+
+    start: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -115,6 +131,8 @@ def describe(value: Value) -> str:
         return f"the name {_printable(value)}"
     if isinstance(value, Call):
         return f"an object of {_printable(value.function)}"
+    if isinstance(value, LongBytes):
+        return f"{value.size_bytes:,} bytes"
     if isinstance(value, PersistentId):
         return "a reference to a storage"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")

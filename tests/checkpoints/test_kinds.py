@@ -546,7 +546,6 @@ class TestOtherKinds:
             (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
             (b"GGUF\3", "a GGUF file"),
             (b"\x1f\x8b\x08", "a gzip file"),
-            (b"\x80\x04\x95", "a bare pickle"),
             (bytes(300), "zeros"),
             (b"\0" * 257 + b"ustar", "a tar archive"),
             (b"\x01\x02\x03", "bytes 01 02 03"),

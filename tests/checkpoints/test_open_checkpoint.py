@@ -112,7 +112,7 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
     "random": (b"\x07" + random.Random(0).randbytes(500), "bytes 07"),
     "text": (b"epoch,loss\n1,0.5\n", "bytes 65 70"),
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
-    "bare_pickle": (write_pickle({"a": 1}), "a bare pickle"),
+    "bare_pickle": (write_pickle({"a": 1}), "expected a state dict"),
     "one_byte": (b"\x80", "bytes 80"),
     "begin_of_an_archive": (b"PK\3\4", "without its directory"),
     "empty_archive": (b"PK\5\6" + bytes(18), "an empty ZIP archive"),
