@@ -16,15 +16,31 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
 
-__all__ = ["is_module", "module_state_dict"]
+__all__ = ["attributes_of", "is_module", "module_class", "module_state_dict"]
 
 _RECONSTRUCTOR = Global("copy_reg", "_reconstructor")
+_REDUCED_GRAPH = Global("torch.fx.graph_module", "reduce_graph_module")
 _FROZEN_HOMES = ("torchvision.", "timm.", "detectron2.", "frozenbn_cli.")
 
 
 def is_module(value: Value) -> bool:
     """Return whether ``value`` would become an ``nn.Module``."""
-    return isinstance(value, Call) and isinstance(value.state, dict) and "_modules" in value.state
+    return isinstance(value, Call) and "_modules" in attributes_of(value)
+
+
+def attributes_of(value: Call) -> dict[Any, Value]:
+    """Return the attributes that an object would get; empty if that is not how it is made."""
+    if value.function == _REDUCED_GRAPH:  # `torch.fx` gives them to the function instead.
+        state = value.arguments[0] if value.arguments else None
+    elif isinstance(value.state, tuple) and len(value.state) == 2:  # With slots.
+        state = {**_dict(value.state[0]), **_dict(value.state[1])}
+    else:
+        state = value.state
+    return _dict(state)
+
+
+def _dict(value: Value) -> dict[Any, Value]:
+    return value if isinstance(value, dict) else {}
 
 
 def module_class(module: Call) -> str:
@@ -32,6 +48,8 @@ def module_class(module: Call) -> str:
     reconstructed = module.arguments[0] if module.arguments else None
     if module.function == _RECONSTRUCTOR and isinstance(reconstructed, Global):
         return str(reconstructed)
+    if module.function == _REDUCED_GRAPH:
+        return "torch.fx.graph_module.GraphModule"
     return str(module.function)
 
 
@@ -74,7 +92,7 @@ def _walk(root: Call, finder: TensorFinder) -> Iterator[tuple[str, Call]]:
 
 
 def _items(module: Call, attribute: str) -> list[tuple[Value, Value]]:
-    value = module.state.get(attribute)
+    value = attributes_of(module).get(attribute)
     items = items_of(value)
     if items is None:
         raise DamagedFileError(
@@ -93,7 +111,7 @@ def _own_tensors(module: Call) -> Iterator[tuple[str, Call]]:
 
 def _non_persistent(module: Call) -> set[Value]:
     """Return the names of the buffers that a state dict leaves out."""
-    names = module.state.get("_non_persistent_buffers_set")
+    names = attributes_of(module).get("_non_persistent_buffers_set")
     if isinstance(names, Call):  # Protocol 2 has no sets: ``set([…])``.
         names = names.arguments[0] if names.arguments else ()
     if isinstance(names, (list, set, frozenset, tuple)):
@@ -105,7 +123,7 @@ def _facts(module: Call, finder: TensorFinder) -> LayerFacts | None:
     """Return what a BatchNorm or its frozen kind says of itself; None for other modules."""
     type_name = module_class(module)
     name = type_name.rpartition(".")[2]
-    state: dict[str, Any] = module.state
+    state = attributes_of(module)
     buffers = dict(_items(module, "_buffers"))
     has_statistics = {"running_mean", "running_var"} <= buffers.keys()
     if not (has_statistics or "BatchNorm" in name):

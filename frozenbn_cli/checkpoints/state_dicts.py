@@ -8,7 +8,12 @@ from functools import partial
 
 from frozenbn_cli.checkpoints.checkpoint import LayerFacts, StateDict, names_statistics
 from frozenbn_cli.checkpoints.names import Naming
-from frozenbn_cli.checkpoints.pickled_modules import is_module, module_class, module_state_dict
+from frozenbn_cli.checkpoints.pickled_modules import (
+    attributes_of,
+    is_module,
+    module_class,
+    module_state_dict,
+)
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import UnsupportedFileError, located
@@ -80,19 +85,23 @@ def _kind(root: Value, parts: list[StateDict]) -> str:
 
 def _candidates(root: Value) -> Iterator[tuple[str, Value]]:
     """Yield every mapping with tensors of its own and every module, under each of its keys."""
-    waiting: list[tuple[str, Value, int]] = [("", root, 0)]
+    # With how deep it lies, and whether within an object, whose attributes are looked at once.
+    waiting: list[tuple[str, Value, int, bool]] = [("", root, 0, False)]
     inside: set[int] = set()
     for _ in range(_MAX_VISITS):
         if not waiting:
             return
-        key, value, depth = waiting.pop()
+        key, value, depth, is_within = waiting.pop()
         if is_module(value) or _tensor_count(value):
             yield key, value
         if is_module(value) or id(value) in inside or depth == _MAX_DEPTH:
             continue
         inside.add(id(value))
+        is_object = _is_object(value)
+        if is_object and is_within:
+            continue
         children = [
-            (full_key, child, depth + 1)
+            (full_key, child, depth + 1, is_within or is_object)
             for full_key, child in _children(key, value)
             if is_module(child) or _inner(child)
         ]
@@ -103,15 +112,28 @@ def _children(key: str, value: Value) -> Iterator[tuple[str, Value]]:
     """Yield what a mapping or sequence holds, with the key of each in the whole file."""
     if len(key) > _MAX_KEY_CHARACTERS:
         return
+    taken: set[str] = set()
     for name, child in _inner(value):
-        if isinstance(name, (str, int)):
-            yield (f"{key}.{name}" if key else str(name)), child
+        text = str(name) if isinstance(name, (str, int, float)) else describe(name)
+        if text in taken:  # Two keys that differ in type, such as 1 and "1".
+            text = f"{text} ({type(name).__name__})"
+        taken.add(text)
+        yield (f"{key}.{text}" if key else text), child
 
 
 def _inner(value: Value) -> list[tuple[Value, Value]]:
+    """Return what a container holds, or the fields or attributes of another object."""
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
-    return items_of(value) or []
+    if not _is_object(value):
+        return items_of(value) or []
+    # What derives from a tuple gets its fields as arguments of `__new__`.
+    fields = list(enumerate(value.arguments)) if value.is_new else []
+    return [*fields, *attributes_of(value).items()]
+
+
+def _is_object(value: Value) -> bool:
+    return isinstance(value, Call) and items_of(value) is None and not is_tensor(value)
 
 
 def _tensor_count(value: Value) -> int:

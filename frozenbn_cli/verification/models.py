@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,10 @@ def _at_key(value: Any, key: str) -> Any:
     """Return what stands at a key of a file; a key may hold dots of its own."""
     if not key:
         return value
-    children = value.items() if isinstance(value, Mapping) else enumerate(value)
+    if isinstance(value, Mapping):
+        children: Iterable[tuple[Any, Any]] = value.items()
+    else:
+        children = enumerate(value) if isinstance(value, Sequence) else vars(value).items()
     for name, child in children:
         if key == str(name):
             return child
