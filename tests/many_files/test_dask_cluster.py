@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_midway_costs_no_output(
 
     document = json.loads(shown)
     jsonschema.validate(document, SCHEMA)
-    assert run.returncode == 3
+    assert run.returncode == 3, err
     assert document["counts"] == {"done": 6, "skipped": 0, "failed": 1, "unfinished": 0}
     assert files_in(Path("out")) == [f"model{index}.frozen.safetensors" for index in range(6)]
     assert [file["path"] for file in document["files"]][:2] == ["zoo/bad.pt", "zoo/model0.pt"]
