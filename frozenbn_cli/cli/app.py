@@ -38,7 +38,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 1 the answer is no (nothing to freeze, unhealthy statistics, "
     "different) · 2 wrong usage · 3 the input cannot be read · 4 the output cannot be written · "
     "70 a bug of ours · 130 interrupted",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -270,16 +269,16 @@ def _interrupt(*_: object) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run the command line with ``arguments`` and return the exit code; the one catch point."""
     try:
-        code = int(app(arguments, prog_name="frozenbn", standalone_mode=False) or 0)
+        code = int(app(arguments or ["--help"], prog_name="frozenbn", standalone_mode=False) or 0)
     except FrozenBNError as error:
         return _fail(error, arguments)
     except _ParserError as error:
         message = error.format_message().rstrip(".")
-        if not message:  # No arguments: the help was shown.
-            return UsageError.exit_code
         return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
     except Exception as error:  # A crash must not look like the answer "no".
         return _fail(internal_error(error), arguments)
+    if not arguments:  # The help says which there are; what was wanted is still unknown.
+        return UsageError.exit_code
     if code == INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
         sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return code
