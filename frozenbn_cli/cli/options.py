@@ -63,9 +63,13 @@ __all__ = [
 ]
 
 
+# Typer up to 0.27.0 joins the lines of a paragraph, and sets its paragraphs without space.
+_LINE_BREAK = "\n" if tuple(map(int, typer.__version__.split(".")[:2])) >= (0, 28) else "\n\n"
+
+
 def _examples(*commands: str) -> str:
     """Return the foot of a command's help."""
-    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
+    return _LINE_BREAK.join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 INSPECT_EXAMPLES = _examples(

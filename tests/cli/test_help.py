@@ -25,7 +25,7 @@ EXAMPLES = {
 
 
 def commands(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines()[1:]]
+    return [line.strip() for line in text.splitlines()[1:] if line]
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
@@ -40,8 +40,9 @@ def test_help_is_in_panels_and_ends_in_examples(
     shown = capsys.readouterr().out
     for panel in ("Arguments", "Layers", "Model", "Report"):
         assert f"─ {panel} ─" in shown
+    lines = [line.strip() for line in shown.splitlines()]
     for example in commands(EXAMPLES[command]):
-        assert example in shown
+        assert example in lines
 
 
 @pytest.fixture(scope="module")
