@@ -91,7 +91,7 @@ def _words_on_stderr() -> Iterator[None]:
 @contextlib.contextmanager
 def _same_place() -> Iterator[None]:
     """Keep the current folder, which relative paths are of, and the device of new tensors."""
-    device = torch.get_default_device()
+    device = _device_of_new_tensors()
     try:
         folder = str(Path.cwd())
     except FileNotFoundError:  # It was deleted.
@@ -101,8 +101,13 @@ def _same_place() -> Iterator[None]:
     finally:
         if folder:
             os.chdir(folder)
-        if torch.get_default_device() != device:
+        if _device_of_new_tensors() != device:
             torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _device_of_new_tensors() -> torch.device:
+    # torch.get_default_device fails in PyTorch 2.6 once it was set to None, as is done above.
+    return torch.empty(0).device
 
 
 def build(model: Callable[[], Any]) -> nn.Module:
