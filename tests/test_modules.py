@@ -575,7 +575,7 @@ class TestTimm:
         assert_same_bits(convert_bn_to_frozen(layer)(image()), layer(image()))
 
     def test_synchronised_layer_is_frozen(self) -> None:
-        model = timm_convert_sync_batchnorm(nn.Sequential(batch_norm_act()))
+        model = timm_convert_sync_batchnorm(nn.Sequential(batch_norm_act())).eval()
         assert type(model[0]) is SyncBatchNormAct
         expected = model(image())
         convert_bn_to_frozen(model)

@@ -48,6 +48,8 @@ GRADIENT_TOLERANCES = {
 ignores_torchscript_warning = pytest.mark.filterwarnings(
     "ignore:`torch.jit.* is deprecated:FutureWarning"
 )
+# PyTorch 2.6 gives it for what its own gradcheck does.
+ignores_vmap_warning = pytest.mark.filterwarnings("ignore:Please use `torch.vmap`:FutureWarning")
 needs_cpp_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
 )
@@ -321,6 +323,7 @@ class TestGradient:
                 function(image(requires_grad=needs_gradient), mean, variance, None, None, 1e-3)
 
     @ignores_torchscript_warning
+    @ignores_vmap_warning
     @pytest.mark.parametrize("affine", [True, False])
     def test_passes_gradcheck(self, affine: bool) -> None:
         _, frozen = layer_pair(affine=affine, dtype=torch.float64)
@@ -330,6 +333,7 @@ class TestGradient:
         )
 
     @ignores_torchscript_warning
+    @ignores_vmap_warning
     def test_passes_gradgradcheck(self) -> None:
         _, frozen = layer_pair(dtype=torch.float64)
         x = image(2, 5, 2, 1, dtype=torch.float64, requires_grad=True)

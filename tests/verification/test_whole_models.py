@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from frozenbn_cli import ConversionResult, ConvertOptions, VerifyOptions, convert_file, load_frozen
 from frozenbn_cli import inspect_file as inspect_any
@@ -253,6 +254,10 @@ class TestToTorchScript:
         assert "variable number of arguments" in result.made
 
     @pytest.mark.slow
+    @pytest.mark.skipif(
+        "images" not in GeneralizedRCNN.forward.__annotations__,
+        reason="this torchvision says by a comment alone that its detectors take lists",
+    )
     @pytest.mark.filterwarnings("ignore")
     def test_a_detector_that_answers_otherwise_where_it_is_scripted(self, tmp_path: Path) -> None:
         path = save(tmp_path / "a.pt", MODELS["fasterrcnn"]().state_dict())
