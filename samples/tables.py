@@ -15,10 +15,12 @@ __all__ = ["comparison", "in_percent", "outcome_table", "ranks_table", "trial_ta
 
 
 def outcome_table(measurements: Measurements) -> Table:
-    """Return a row for each way to treat the normalisation."""
+    """Return a row for the trained backbone, and one for each way to treat the normalisation."""
     table = _table(
         "", "Accuracy\n%", "Means'\ndrift, σ", "Variances'\ndrift, ×", "Saved\nkB", "Step\nms"
     )
+    start = measurements.outcomes[Norm.TRAIN][0].readings[0]
+    table.add_row("before fine-tuning", in_percent(start.accuracy))
     for norm, runs in measurements.outcomes.items():
         table.add_row(
             norm.value,

@@ -1,7 +1,7 @@
 """Train with BatchNorm, freeze, fine-tune: the recipe on real data, and what it brings.
 
     python samples/three_stages.py                  # about two minutes; draws three_stages.png
-    python samples/three_stages.py --quick          # a look at it, in seconds
+    python samples/three_stages.py --quick          # with fewer seeds, about a minute
     torchrun --nproc-per-node 2 samples/three_stages.py --ddp
 
 It needs scikit-learn, and matplotlib for the figure: pip install '.[samples]'
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,17 +40,16 @@ except ModuleNotFoundError as missing:
 
 _FIGURE = Path("three_stages.png")
 _FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
-_SMALL_RUN_SEEDS = 3
+_SEEDS, _QUICK_SEEDS = 5, 3
+_SMALL_RUN_SEEDS, _QUICK_SMALL_RUN_SEEDS = 3, 1
 _INSTALL_MATPLOTLIB = "the figure needs matplotlib: pip install '.[samples]'"
 
 
 def main() -> None:
     options = _options()
-    if options.quick and not options.ddp:
-        print("A quick look: too few images and steps to measure anything.")
     # The layers are too small to share; with one thread, sums are taken in the same order.
     torch.set_num_threads(1)
-    digits = _few(read_digits()) if options.quick else read_digits()
+    digits = read_digits()
     if options.ddp:
         _on_several_processes(options, digits)
     else:
@@ -62,7 +60,17 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train with BatchNorm, freeze, fine-tune.")
     add = parser.add_argument
     add("--train", action="store_true", help="train stage 1 instead of reading the sample")
-    add("--seeds", type=_positive, metavar="N", help="how many seeds (default: 5)")
+    add(
+        "--seeds",
+        type=_positive,
+        metavar="N",
+        help=f"how many seeds (default: {_SEEDS}, or {_QUICK_SEEDS} with --quick)",
+    )
+    for name, default, what in (
+        ("--images", Settings().images, "to fine-tune on"),
+        ("--epochs", Settings().epochs, "how often each image is seen after stage 1"),
+    ):
+        add(name, type=_positive, metavar="N", default=default, help=f"{what} (default: {default})")
     add(
         "--learning-rate",
         type=float,
@@ -72,10 +80,12 @@ def _options() -> argparse.Namespace:
     )
     add("--upper-only", action="store_true", help="keep the weights of stem and stage 1")
     add("--figure", type=_figure_path, metavar="FILE", help=f"default: {_FIGURE}")
-    add("--quick", action="store_true", help="few images and steps: a look, not a measurement")
+    add("--quick", action="store_true", help="fewer seeds: a look, about a minute long")
     add("--ddp", action="store_true", help="on several processes, started by torchrun")
     options = parser.parse_args()
-    options.seeds = options.seeds or (1 if options.quick else 5)
+    options.seeds = options.seeds or (_QUICK_SEEDS if options.quick else _SEEDS)
+    if options.ddp and options.quick:
+        parser.error("--ddp has one seed anyway, so --quick would change nothing")
     if options.ddp and not dist.is_torchelastic_launched():
         parser.error("start it with torchrun --nproc-per-node 2 samples/three_stages.py --ddp")
     if options.figure and find_spec("matplotlib") is None:
@@ -99,23 +109,18 @@ def _figure_path(text: str) -> Path:
     return path
 
 
-def _few(digits: Digits) -> Digits:
-    return Digits(
-        digits.train_images[:128],
-        digits.train_labels[:128],
-        digits.test_images[:60],
-        digits.test_labels[:60],
-    )
-
-
 def _settings(options: argparse.Namespace) -> Settings:
-    settings = Settings(learning_rate=options.learning_rate, upper_only=options.upper_only)
-    return replace(settings, images=32, epochs=1, readings=2) if options.quick else settings
+    return Settings(
+        images=options.images,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        upper_only=options.upper_only,
+    )
 
 
 def _trained(options: argparse.Namespace, digits: Digits) -> Backbone:
     if options.train:
-        return train(digits, epochs=2) if options.quick else train(digits)
+        return train(digits)
     model = Backbone()
     model.load_state_dict(torch.load(SAMPLE_PATH, weights_only=True))
     return model.eval()
@@ -132,6 +137,13 @@ def _in_one_process(options: argparse.Namespace, digits: Digits) -> None:
     trained = _stage_1(console, options, digits)
     _stage_2(console, trained, digits)
     measurements = _stage_3(console, trained, digits, settings, seeds=options.seeds)
+    if options.quick:
+        _say(
+            console,
+            "",
+            f"A quick look: with {counted(options.seeds, 'seed')}, differences of a few points are "
+            "chance. samples/README.md says what more seeds show.",
+        )
     _figure(options, measurements)
     _when_not_to_freeze(console, trained, digits, settings, options)
     _say(console, f"\n{time.monotonic() - started:.0f} seconds in all.")
@@ -173,7 +185,10 @@ def _stage_3(
     console: Console, trained: Backbone, digits: Digits, settings: Settings, *, seeds: int
 ) -> Measurements:
     _heading(console, "Stage 3: fine-tune on the turned and noisy digits")
-    _say(console, _described(settings, seeds), "mean ± standard deviation over the seeds", "")
+    _say(console, _described(settings, seeds))
+    if seeds > 1:
+        _say(console, "mean ± standard deviation over the seeds")
+    _say(console, "")
     measurements = measure(
         trained,
         digits,
@@ -214,27 +229,28 @@ def _when_not_to_freeze(
     settings: Settings,
     options: argparse.Namespace,
 ) -> None:
-    seeds = range(min(options.seeds, _SMALL_RUN_SEEDS))
+    most = _QUICK_SMALL_RUN_SEEDS if options.quick else _SMALL_RUN_SEEDS
+    seeds = range(min(options.seeds, most))
     of_seeds = counted(len(seeds), "seed")
 
     _heading(console, "When not to freeze: training from scratch")
-    epochs = 1 if options.quick else 3
-    _say(console, f"digits, batches of {BATCH_SIZE}, {counted(epochs, 'epoch')}, {of_seeds}", "")
-    print_report(console, trial_table(from_scratch(digits, epochs=epochs, seeds=seeds)))
+    epochs = counted(settings.epochs, "epoch")
+    _say(console, f"digits, batches of {BATCH_SIZE}, {epochs}, {of_seeds}", "")
+    print_report(console, trial_table(from_scratch(digits, epochs=settings.epochs, seeds=seeds)))
 
     _heading(console, "When not to freeze: statistics that were never formed")
     with tempfile.TemporaryDirectory() as folder:
         inspected, refusal = never_formed(Path(folder))
     _say(console, "$ frozenbn inspect untrained.pt")
     for line in inspected.splitlines():
-        if line.startswith(("error: ", "convert: ")):
+        if line.startswith(("error: ", "frozenbn convert ")):
             _say(console, line)
     _say(console, "$ frozenbn convert untrained.pt", refusal.strip())
 
     _heading(console, "When not to freeze: a data set too different")
     _say(
         console,
-        f"{settings.images} inverted digits, {counted(settings.epochs, 'epoch')}, {of_seeds}",
+        f"{settings.images} inverted digits, {epochs}, {of_seeds}",
         "",
     )
     print_report(console, trial_table(too_different(trained, digits, settings, seeds=seeds)))
@@ -293,9 +309,9 @@ def _say(console: Console, *lines: str) -> None:
 
 def _tracked(values: Iterable[int], description: str) -> Iterable[int]:
     errors = make_console(sys.stderr)
-    return track(
-        values, description, console=errors, transient=True, disable=not errors.is_terminal
-    )
+    if not errors.is_terminal:
+        return values
+    return track(values, description, console=errors, transient=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from samples.make_samples import SAMPLE_PATH, Digits, read_digits
 
 SCRIPT = SAMPLE_PATH.with_name("three_stages.py")
 NAMES = [norm.value for norm in Norm]
+SMALL = ("--images", 32, "--epochs", 1)
 FEW = Settings(images=8, epochs=1, readings=2)
 
 
@@ -71,10 +72,16 @@ def rows(printed: str, name: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_a_quick_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
-    shown = run(SCRIPT, "--quick", "--figure", tmp_path / "a.png", folder=tmp_path)
+def test_a_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
+    shown = run(
+        SCRIPT, "--quick", *SMALL, "--seeds", 1, "--figure", tmp_path / "a.png", folder=tmp_path
+    )
 
     assert (shown.returncode, shown.stderr) == (0, f"drawn: {tmp_path / 'a.png'}\n")
+    assert "\n32 images, batches of 2, all layers, 1 epoch" in shown.stdout
+    assert "mean ± standard deviation" not in shown.stdout
+    assert "with 1 seed, differences of a few points are chance" in shown.stdout
+    assert rows(shown.stdout, "before fine-tuning")[0] == ["43.3"]
     train, by_hand, frozen = (rows(shown.stdout, name)[0] for name in NAMES)
     assert [len(cells) for cells in (train, by_hand, frozen)] == [5, 5, 5]
     # Accuracy, drift of means and of variances, saved bytes, time.
@@ -93,7 +100,7 @@ def test_a_quick_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
 def test_frozen_statistics_are_the_same_on_two_processes(tmp_path: Path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 
-    shown = run(*launcher, SCRIPT, "--ddp", "--quick", folder=tmp_path)
+    shown = run(*launcher, SCRIPT, "--ddp", *SMALL, folder=tmp_path)
 
     assert shown.returncode == 0, shown.stderr
     # Broadcast in each step, unequal statistics, how far apart, accuracy on each rank.
@@ -121,6 +128,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_several_processes_need_torchrun(refused):
     assert "torchrun --nproc-per-node 2" in refused("--ddp")
+
+
+def test_a_quick_run_on_several_processes_would_be_the_same(refused):
+    assert "--quick would change nothing" in refused("--ddp", "--quick")
 
 
 def test_a_figure_without_matplotlib_is_refused_before_anything_runs(refused, monkeypatch):
