@@ -14,7 +14,8 @@ from frozenbn_cli.checkpoints.checkpoint import (
 from frozenbn_cli.checkpoints.likeness import likeness
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
-from frozenbn_cli.checkpoints.safetensors import find_index, open_safetensors, open_sharded
+from frozenbn_cli.checkpoints.safetensors import open_safetensors
+from frozenbn_cli.checkpoints.shards import model_in, open_sharded
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
@@ -40,7 +41,7 @@ def open_checkpoint(
     """Open a model file; nothing in it is executed, and no tensor is read yet.
 
     Args:
-        path: A file, or a folder with the index of a sharded safetensors checkpoint.
+        path: A file, or a folder with one model: a file, or the index of several.
         keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
         strip_prefix: Taken off the names that begin with it.
         add_prefix: Put in front of every name.
@@ -55,7 +56,7 @@ def open_checkpoint(
     path = Path(path)
     with located(str(path)):
         try:
-            source = ByteSource(find_index(path) if path.is_dir() else path)
+            source = ByteSource(model_in(path) if path.is_dir() else path)
         except OSError as error:  # From looking at a path that is too long or not ours to see.
             raise InputError(f"cannot be read ({error.strerror})") from error
     try:
@@ -74,16 +75,22 @@ def open_checkpoint(
 
 def _open(source: ByteSource, naming: Naming) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
+    if head.lstrip().startswith(b"{") and not looks_like_safetensors(head, source.size_bytes):
+        return open_sharded(source, _open_one, naming=naming)
+    return _open_one(source, naming)
+
+
+def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
+    head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.startswith(b"PK\3\4"):
         return open_zip(source, naming=naming)
     if has_legacy_magic(head):
         return open_legacy(source, naming=naming)
-    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return open_bare(source, naming=naming)
     if looks_like_safetensors(head, source.size_bytes):
         return open_safetensors(source, naming=naming)
-    if head.lstrip().startswith(b"{"):
-        return open_sharded(source, naming=naming)
+    # Behind safetensors, whose length may begin with the same bytes.
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return open_bare(source, naming=naming)
     raise UnsupportedFileError(
         expected="a file that PyTorch or safetensors wrote", found=likeness(head)
     )

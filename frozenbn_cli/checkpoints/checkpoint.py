@@ -139,6 +139,7 @@ class Checkpoint:
         beside: What the file holds beside them, such as an optimizer: name and description.
         metadata: The free-form text of a safetensors file.
         archive: The file as an archive, if it is one.
+        shards: The archives among the files that an index lists.
         script: Its object tree and code, if it is a TorchScript archive.
         foreign_names: What unpickling the file would import that a model has no need of, with
             whether it would also be called.
@@ -153,6 +154,7 @@ class Checkpoint:
     beside: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     archive: ZipArchive | None = None
+    shards: tuple[ZipArchive, ...] = ()
     script: ScriptArchive | None = None
     foreign_names: Mapping[str, bool] = field(default_factory=dict)
     advice: str = ""
@@ -216,7 +218,8 @@ class Checkpoint:
             DamagedFileError: A record's checksum does not match.
         """
         with located(str(self.path)):
-            return fingerprint(self.sources, self.archive)
+            archives = (self.archive, *self.shards)
+            return fingerprint(self.sources, [archive for archive in archives if archive])
 
     def check_unchanged(self) -> None:
         """Raise if one of its files was written to since it was opened.

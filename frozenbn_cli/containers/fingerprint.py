@@ -15,27 +15,28 @@ from frozenbn_cli.errors import located
 __all__ = ["fingerprint"]
 
 
-def fingerprint(sources: Iterable[ByteSource], archive: ZipArchive | None = None) -> str:
+def fingerprint(sources: Iterable[ByteSource], archives: Iterable[ZipArchive] = ()) -> str:
     """Return the sha256 of files, one after the other, in hexadecimal.
 
     Args:
         sources: The files.
-        archive: The only file as an archive, whose checksums are checked.
+        archives: Those of them that are archives, whose checksums are checked.
 
     Raises:
         DamagedFileError: A record's bytes are not those that were written.
     """
     sha256 = hashlib.sha256()
-    checks = _RecordChecks(archive) if archive else None
+    archive_of = {archive.source: archive for archive in archives}
     for source in sources:
+        checks = _RecordChecks(archive_of[source]) if source in archive_of else None
         position = 0
         for chunk in chunks(FileExtent(source, 0, source.size_bytes)):
             sha256.update(chunk)
             if checks:
                 checks.update(position, chunk)
             position += len(chunk)
-    if checks:
-        checks.finish()
+        if checks:
+            checks.finish()
     return sha256.hexdigest()
 
 

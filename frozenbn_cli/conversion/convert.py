@@ -20,7 +20,6 @@ from frozenbn_cli.errors import (
     NothingToFreezeError,
     RefusedError,
     UnhealthyStatisticsError,
-    UnsupportedFileError,
     UsageError,
     VerificationError,
     located,
@@ -117,7 +116,6 @@ class _Conversion:
         self._check_target(self._output)
         with self._stages.timed("plan"), located(self._place):
             part = self._described(self._checkpoint.state_dict(self._options.key))
-            _refuse_unsupported(part)
             plan = self._plan(part)
             if self._to == "torchscript":
                 plan = self._plan_torchscript(part, plan)
@@ -133,7 +131,7 @@ class _Conversion:
             prefix=part.prefix,
             renamed=part.renaming.others,
             entries=tuple(part.entries),
-            left_out=part.left_out,
+            left_out={**part.left_out, **part.unsupported},
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
@@ -361,11 +359,6 @@ class _Conversion:
     @property
     def _added(self) -> frozenset[str]:
         return self._made.added if self._made else frozenset()
-
-
-def _refuse_unsupported(part: StateDict) -> None:
-    for name, reason in part.unsupported.items():
-        raise UnsupportedFileError(reason, where=(f"entry {name!a}",))
 
 
 def _unhealthy(plan: Plan, place: str) -> UnhealthyStatisticsError:

@@ -8,7 +8,6 @@ not on what is found: ``zoo`` gives the same layout today and when it holds more
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.checkpoints.safetensors import INDEX_SUFFIX
+from frozenbn_cli.checkpoints.shards import MODEL_SUFFIXES, indexes_in, model_in, shards_of
 from frozenbn_cli.errors import InputError, UsageError
 from frozenbn_cli.outputs import OutputFormat, default_output
 
@@ -28,9 +27,6 @@ __all__ = [
     "names_several",
     "possible_outputs",
 ]
-
-MODEL_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
-"""How the names of files end that are taken for model files in a folder."""
 
 _FORMATS: tuple[OutputFormat, ...] = ("safetensors", "torchscript")
 
@@ -61,14 +57,23 @@ def names_several(path: Path) -> bool:
     if _is_one_input(path):
         return False
     if _is_folder(path):
-        return any(True for _ in _walk(path, recursive=True))
+        return not _holds_one(path) and any(True for _ in _walk(path, recursive=True))
     return any(True for _ in glob.iglob(str(path), recursive=True))  # noqa: PTH207
+
+
+def _holds_one(folder: Path) -> bool:
+    """Return whether a folder holds one model, as hubs keep it."""
+    try:
+        model_in(folder)
+    except (InputError, OSError):
+        return False
+    return True
 
 
 def _is_one_input(path: Path) -> bool:
     """Return whether a path names one input: a file, there or not, or a folder of shards."""
     if _is_folder(path):
-        return len(_indexes(path)) == 1
+        return len(indexes_in(path)) == 1
     return os.path.lexists(path) or not glob.has_magic(str(path))
 
 
@@ -182,31 +187,19 @@ def _in_folder(folder: Path, output_dir: Path, recursive: bool) -> tuple[Path, .
 
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield the model files in a folder, in the order of their names; hidden ones are left out."""
-    indexes = _indexes(folder)
-    shards = {shard for index in indexes for shard in _shards(index)}
+    indexes = indexes_in(folder)
+    shards = {shard for index in indexes for shard in shards_of(index)}
     yield from indexes
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if _is_folder(path):
-            if len(_indexes(path)) == 1:
+            if len(indexes_in(path)) == 1:
                 yield path
             elif recursive and not path.is_symlink():
                 yield from _walk(path, recursive)
         elif path.name.lower().endswith(MODEL_SUFFIXES) and path.name not in shards:
             yield path
-
-
-def _indexes(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{INDEX_SUFFIX}"))
-
-
-def _shards(index: Path) -> set[str]:
-    """Return the shards that an index lists; one that is damaged is reported when it is opened."""
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        return {str(shard) for shard in weight_map.values()}
-    return set()
 
 
 class _OwnOutputs:

@@ -114,7 +114,8 @@ def _notes(result: ConversionResult) -> list[str]:
     """Return what was left alone, and what was not written, a line each."""
     lines = left_alone(result.plan, result.prefix, result.renamed)
     if result.left_out:
-        lines.append(f"not written, since no tensor: {named(result.left_out, 5)}")
+        left_out = [f"{name} ({what})" for name, what in result.left_out.items()]
+        lines.append(f"not written: {named(left_out, 5)}")
     if result.beside:
         lines.append(f"not written, since beside the weights: {named(result.beside, 8)}")
     return lines

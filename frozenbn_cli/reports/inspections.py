@@ -88,9 +88,10 @@ def _what_convert_would_do(inspection: Inspection) -> str:
         if plan.forceable:
             return f"would refuse, since the statistics of {unhealthy} are unhealthy."
         return f"would refuse, since {unhealthy} cannot be frozen."
-    if part_cannot := candidates[0].unsupported:
-        return f"would refuse, since it cannot write {named(part_cannot)}."
-    return f"would freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}."
+    frozen = f"would freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}"
+    if cannot := candidates[0].unsupported:
+        return f"{frozen}, and leave out what it cannot write: {named(cannot)}."
+    return f"{frozen}."
 
 
 def _part(part: InspectedStateDict, heading: str) -> Part:
@@ -126,9 +127,9 @@ def _notes(part: InspectedStateDict) -> list[str]:
     lines = left_alone(part.plan, part.prefix, part.renamed)
     lines += [f"does not fit the model: {text}" for text in part.misfits]
     if part.left_out:
-        lines.append(f"no tensors: {named(_described(part.left_out), 5)}")
+        lines.append(f"left out: {named(_described(part.left_out), 5)}")
     if part.unsupported:
-        lines.append(f"not supported: {named(_described(part.unsupported), 5)}")
+        lines.append(f"cannot be written: {named(_described(part.unsupported), 5)}")
     return lines
 
 

@@ -232,7 +232,7 @@ class _Verification:
         if self._before.script and self._after.script:
             return self._with_records(claim, self._before.script, plan, frozen)
         if original.left_out:
-            said = f"{claim.detail}; not compared, since no tensors: {listed(original.left_out)}"
+            said = f"{claim.detail}; not compared, since left out: {listed(original.left_out)}"
             return replace(claim, detail=said)
         return claim
 
