@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Role
 
-__all__ = ["ADVICE", "LABELS", "STRUCTURAL", "Finding", "Severity", "examine"]
+__all__ = [
+    "ADVICE",
+    "LABELS",
+    "STRUCTURAL",
+    "Finding",
+    "Severity",
+    "eps_matters_together",
+    "examine",
+]
 
 _OTHER_EPS = 1e-3  # Of models that come from TensorFlow (timm's `tf_*`); 1e-5 is PyTorch's.
 _DEFAULT_MOMENTUM = 0.1
 _HARDLY_FORMED = 0.01
 _LARGE_SCALE = 1e3
 _NOTICEABLE = 1.1
+_ROUNDING = 1e-3  # In half precision.
+# Of a layer, and of all layers, that are off together.
+_SMALL_PART, _FACTOR_TOGETHER = 1.01, 2.0
 _MAX_CHANNELS = 1 << 20
 
 
@@ -52,6 +63,7 @@ LABELS = {
     "not_finite": "NaN or Inf",
     "negative_variance": "negative variance",
     "never_formed": "never formed",
+    "folded": "folded statistics",
     "hardly_formed": "hardly formed",
     "eps_matters": "eps matters",
     "variance_below_eps": "variance below eps",
@@ -148,6 +160,14 @@ def _on_channels(
 def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     means, variances = values["running_mean"], values["running_var"]
     if means and not any(means) and all(variance == 1 for variance in variances):
+        if not layer.batches_tracked and _is_trained(values):
+            yield Finding(
+                "folded",
+                "note",
+                "mean 0 and variance 1 beside a trained weight and bias: the statistics were "
+                "folded into these, as Caffe2 and maskrcnn-benchmark keep them",
+            )
+            return
         yield Finding(
             "never_formed",
             "error",
@@ -158,7 +178,12 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
     if layer.type_name is not None and layer.momentum is None:
         return  # A cumulative average holds nothing of its initial value.
     momentum = _DEFAULT_MOMENTUM if layer.momentum is None else layer.momentum
-    if tracked and tracked > 0 and (left := (1 - momentum) ** tracked) > _HARDLY_FORMED:
+    if not tracked or tracked < 0 or momentum == 0:
+        return  # With momentum 0 the statistics came from elsewhere.
+    left = (1 - momentum) ** tracked
+    # Of a running average that began at 1, so much is in every variance.
+    is_running = layer.momentum is not None or min(variances) >= left * (1 - _ROUNDING)
+    if left > _HARDLY_FORMED and is_running:
         source = "assumed " if layer.momentum is None else ""
         yield Finding(
             "hardly_formed",
@@ -166,6 +191,12 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
             f"statistics of {tracked} batches: {left:.0%} of their initial value is left "
             f"(momentum {source}{momentum:g})",
         )
+
+
+def _is_trained(values: dict[Role, tuple[float, ...]]) -> bool:
+    """Return whether weight and bias are no longer as any initialisation makes them."""
+    weight, bias = values.get("weight", ()), values.get("bias", ())
+    return any(bias) and len(set(weight)) > 1
 
 
 def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
@@ -204,6 +235,32 @@ def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator
             for weight, variance in zip(weights, variances, strict=True)
         ],
     )
+
+
+def eps_matters_together(layers: Sequence[BatchNorm]) -> dict[str, Finding]:
+    """Return a finding for each layer whose eps matters little alone, and much with the others.
+
+    Args:
+        layers: Those whose eps is assumed, and whose statistics are sound.
+    """
+    factors = {layer.name: _median_eps_factor(layer) for layer in layers}
+    small = {name: factor for name, factor in factors.items() if factor > _SMALL_PART}
+    together = math.exp(min(sum(map(math.log, small.values())), 700))
+    if together < _FACTOR_TOGETHER:
+        return {}
+    finding = Finding(
+        "eps_matters",
+        "warning",
+        f"eps is assumed {layers[0].eps.value:g} and matters to the model: with {_OTHER_EPS:g} the "
+        f"scales of {len(small)} layers would change by a factor of {together:.3g} together",
+        factor=together,
+    )
+    return dict.fromkeys(small, finding)
+
+
+def _median_eps_factor(layer: BatchNorm) -> float:
+    variances = sorted(layer.tensors["running_var"].values())
+    return _eps_factor(variances[len(variances) // 2], layer.eps.value) if variances else 1.0
 
 
 def _eps_factor(variance: float, eps: float) -> float:

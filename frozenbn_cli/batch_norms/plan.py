@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
-from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, examine
+from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_together, examine
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
@@ -156,13 +156,34 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         deselected = unselected is not None
         plans.append(LayerPlan(layer, action, reason, findings, selected, deselected))
-    plans = _together(plans)
+    plans = _together(_with_eps_of_all(plans))
     edits = tuple(
         Edit("drop", plan.layer.entry_name("num_batches_tracked"), "a frozen layer counts nothing")
         for plan in plans
         if plan.action == "freeze" and "num_batches_tracked" in plan.layer.tensors
     )
     return Plan(tuple(plans), edits)
+
+
+def _with_eps_of_all(plans: list[LayerPlan]) -> list[LayerPlan]:
+    """Return the plans with what an eps that is assumed does to the model as a whole."""
+    sound = [
+        plan.layer
+        for plan in plans
+        if plan.action == "freeze"
+        and plan.layer.eps.source == "assumed"
+        and not any(
+            finding.severity == "error" or finding.code == "eps_matters"
+            for finding in plan.findings
+        )
+    ]
+    found = eps_matters_together(sound)
+    return [
+        replace(plan, findings=(*plan.findings, found[plan.layer.name]))
+        if plan.layer.name in found
+        else plan
+        for plan in plans
+    ]
 
 
 def _as_said(layers: Iterable[BatchNorm], selection: Selection) -> tuple[BatchNorm, ...]:

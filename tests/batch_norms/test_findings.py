@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from frozenbn_cli.batch_norms.batch_norm import find_batch_norms
 from frozenbn_cli.batch_norms.findings import ADVICE, LABELS, STRUCTURAL, Finding, examine
 from frozenbn_cli.batch_norms.plan import plan_state_dict
 from frozenbn_cli.checkpoints import open_checkpoint
+from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.selection import Selection
 from tests.builders.files import State, batch_norm, nested, save
 
@@ -217,3 +219,54 @@ def test_names_the_channel_for_which_eps_matters_most(tmp_path: Path) -> None:
     found = findings(tmp_path, entries, eps=None)["eps_matters"]
 
     assert (found.channels, found.worst_channel) == (3, 2)
+
+
+def test_momentum_zero_says_nothing_of_how_statistics_were_formed(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.0))
+    model[1].load_state_dict(batch_norm(4, tracked=3))
+
+    (part,) = inspect_file(save(tmp_path / "a.pt", model)).state_dicts
+
+    assert not part.plan.layers[0].findings
+
+
+def test_a_variance_below_what_a_running_average_leaves_is_of_another_average(
+    tmp_path: Path,
+) -> None:
+    entries = batch_norm(4, tracked=10) | {"running_var": torch.full((4,), 0.3)}
+
+    assert "hardly_formed" not in findings(tmp_path, entries)
+    found = findings(tmp_path, batch_norm(4, tracked=10))["hardly_formed"]
+    assert found.message.endswith("(momentum assumed 0.1)")
+
+
+@pytest.mark.parametrize("tracked", [None, 0])
+def test_statistics_that_were_folded_into_the_affine_are_a_note(
+    tmp_path: Path, tracked: int | None
+) -> None:
+    folded = batch_norm(4, tracked=tracked) | {
+        "running_mean": torch.zeros(4),
+        "running_var": torch.ones(4),
+    }
+
+    assert {name: item.severity for name, item in findings(tmp_path, folded).items()} == {
+        "folded": "note"
+    }
+    for untrained in ({"bias": torch.zeros(4)}, {"weight": torch.ones(4)}):
+        assert "never_formed" in findings(tmp_path, folded | untrained)
+
+
+def test_an_eps_that_matters_little_in_each_layer_may_matter_in_all(tmp_path: Path) -> None:
+    small = {"running_var": torch.full((4,), 0.006)}
+    state = nested(**{f"bn{place}": batch_norm(4) | small for place in range(20)})
+
+    few = dict(list(state.items())[:20])
+    found = [
+        [finding for plan in part.plan.layers for finding in plan.findings]
+        for file in (state, few)
+        for part in inspect_file(save(tmp_path / "a.pt", file)).state_dicts
+    ]
+
+    warnings = [[item for item in of_file if item.code == "eps_matters"] for of_file in found]
+    assert [len(of_file) for of_file in warnings] == [20, 0]
+    assert warnings[0][0].factor == pytest.approx(4.6, abs=0.5)
