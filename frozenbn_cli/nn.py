@@ -1,4 +1,4 @@
-"""FrozenBatchNorm2d, the layer. Its import path is stored in model files and never changes."""
+"""The frozen layers. Their import paths are stored in model files and never change."""
 
 from typing import Any, Optional
 
@@ -9,7 +9,17 @@ from torch.autograd import forward_ad
 
 from frozenbn_cli.torch_jit import is_scripting, is_tracing
 
-__all__ = ["FrozenBatchNorm2d", "FrozenBatchNormAct2d", "frozen_batch_norm"]
+__all__ = [
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
+    "FrozenBatchNormAct2d",
+    "FrozenBatchNormNd",
+    "frozen_batch_norm",
+]
+
+_MOST_DIMS = 64
+"""As many dimensions as a tensor can have."""
 
 
 class _InputGradientOnly(torch.autograd.Function):
@@ -82,7 +92,6 @@ def _eager_batch_norm(
 
 
 # torch.jit.script reads these annotations and knows Optional alone.
-@torch.fx.wrap
 def frozen_batch_norm(
     input: Tensor,
     running_mean: Tensor,
@@ -90,14 +99,17 @@ def frozen_batch_norm(
     weight: Optional[Tensor] = None,  # noqa: UP045
     bias: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
+    least_dims: int = 4,
+    most_dims: int = 4,
 ) -> Tensor:
-    """Normalise ``input`` with fixed statistics, bit for bit as `torch.nn.BatchNorm2d` in eval.
+    """Normalise ``input`` with fixed statistics, bit for bit as BatchNorm in eval.
 
-    y[n, c, h, w] = (x[n, c, h, w] - running_mean[c]) / sqrt(running_var[c] + eps)
-                    * weight[c] + bias[c]
+    y[n, c, ...] = (x[n, c, ...] - running_mean[c]) / sqrt(running_var[c] + eps)
+                   * weight[c] + bias[c]
 
     Only per-channel tensors are saved for backward, unless ``weight`` or ``bias`` needs a gradient,
-    or `torch.func` or forward-mode differentiation is at work.
+    or `torch.func` or forward-mode differentiation is at work. Where a variance and ``eps`` add up
+    to 0 or less, the gradient of that channel is NaN; BatchNorm's may be infinite instead.
 
     Args:
         input: Shape (N, C, H, W); N, H and W may be 0.
@@ -106,16 +118,24 @@ def frozen_batch_norm(
         weight: gamma, shape (C,), or None for 1.
         bias: beta, shape (C,), or None for 0.
         eps: Added to the variance.
+        least_dims: The fewest dimensions that ``input`` may have; 2 for shape (N, C).
+        most_dims: The most that it may have.
 
     Returns:
-        Shape (N, C, H, W), dtype and memory format of ``input``.
+        Shape, dtype and memory format of ``input``.
 
     Raises:
-        ValueError: ``input`` does not have 4 dimensions.
+        ValueError: ``input`` has fewer or more dimensions.
     """
-    if input.dim() != 4:
+    if not is_scripting():  # noqa: SIM102  # TorchScript must not read the next line.
+        if isinstance(input, torch.fx.Proxy):
+            return _called_in_a_graph(
+                input, running_mean, running_var, weight, bias, eps, least_dims, most_dims
+            )
+    dims = input.dim()
+    if dims < least_dims or dims > most_dims:
         raise ValueError(
-            f"expected 4 dimensions (N, C, H, W), found {input.dim()} in an input of shape "
+            f"expected {_expected(least_dims, most_dims)}, found {dims} in an input of shape "
             f"{list(input.shape)}"
         )
     if is_scripting():
@@ -125,29 +145,32 @@ def frozen_batch_norm(
     return output
 
 
-class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm2d that always uses its running statistics, in ``train()`` as in ``eval()``.
+def _called_in_a_graph(input: Any, *others: Any) -> Any:
+    """Return the node of a call that `torch.fx` traces, wherever the call was written."""
+    return input.tracer.create_proxy("call_function", frozen_batch_norm, (input, *others), {})
 
-    Statistics and affine are buffers: nothing updates them, no optimiser sees them. The output
-    equals that of `torch.nn.BatchNorm2d` in eval to the last bit, with gradients and without.
-    ``load_state_dict`` takes the state of a BatchNorm2d, and of the FrozenBatchNorm2d of
-    torchvision, timm and detectron2; a ``num_batches_tracked`` is dropped.
 
-    Args:
-        num_features: C, the number of channels of an input of shape (N, C, H, W).
-        eps: Added to the variance. Must be that of the BatchNorm2d the state comes from.
-        affine: Whether there are ``weight`` and ``bias``.
-        device: Where the buffers are made.
-        dtype: The buffers' dtype.
+def _expected(least_dims: int, most_dims: int) -> str:
+    if least_dims < most_dims:
+        if most_dims == 3:
+            return "2 or 3 dimensions (N, C) or (N, C, L)"
+        return f"{least_dims} or more dimensions (N, C, ...)"
+    if least_dims == 4:
+        return "4 dimensions (N, C, H, W)"
+    return "5 dimensions (N, C, D, H, W)"
 
-    A new layer is the identity up to eps: mean 0, variance 1, weight 1, bias 0, each of shape (C,).
-    """
 
-    __constants__ = ("affine", "eps", "num_features")
+class _FrozenBatchNorm(nn.Module):
+    __constants__ = ("affine", "eps", "least_dims", "most_dims", "num_features")
+    least_dims: int
+    most_dims: int
     running_mean: Tensor
     running_var: Tensor
     weight: Optional[Tensor]  # noqa: UP045
     bias: Optional[Tensor]  # noqa: UP045
+
+    origin: Any = None
+    """What the layer was before it was frozen, for thawing; a plain dict, not in the state dict."""
 
     def __init__(
         self,
@@ -155,6 +178,8 @@ class FrozenBatchNorm2d(nn.Module):
         eps: float = 1e-5,
         *,
         affine: bool = True,
+        bias: bool = True,
+        trainable_affine: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -163,32 +188,65 @@ class FrozenBatchNorm2d(nn.Module):
         self.eps = eps
         self.affine = affine
 
-        def filled(value: float) -> Tensor:
-            return torch.full((num_features,), value, device=device, dtype=dtype)
+        def empty() -> Tensor:
+            return torch.empty(num_features, device=device, dtype=dtype)
 
         dtype = dtype or torch.get_default_dtype()
-        self.register_buffer("weight", filled(1.0) if affine else None)
-        self.register_buffer("bias", filled(0.0) if affine else None)
-        self.register_buffer("running_mean", filled(0.0))
-        self.register_buffer("running_var", filled(1.0))
+        for name, there in (("weight", affine), ("bias", affine and bias)):
+            if trainable_affine:
+                self.register_parameter(name, nn.Parameter(empty()) if there else None)
+            else:
+                self.register_buffer(name, empty() if there else None)
+        self.register_buffer("running_mean", empty())
+        self.register_buffer("running_var", empty())
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make the layer the identity up to eps, as a new one is; FSDP asks for it after `meta`."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        if self.weight is not None:
+            self.weight.fill_(1.0)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised ``input``, both of shape (N, C, H, W)."""
+        """Return the normalised ``input``, of the same shape."""
         if not is_scripting():
             # A module looks for attributes among much else before it finds a buffer. A buffer that
             # somebody made a parameter, or parametrised, is found the long way.
             of: dict[str, Any] = self._buffers
             if "weight" in of and "bias" in of and "running_mean" in of and "running_var" in of:
                 return frozen_batch_norm(
-                    input, of["running_mean"], of["running_var"], of["weight"], of["bias"], self.eps
+                    input,
+                    of["running_mean"],
+                    of["running_var"],
+                    of["weight"],
+                    of["bias"],
+                    self.eps,
+                    self.least_dims,
+                    self.most_dims,
                 )
         return frozen_batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.eps,
+            self.least_dims,
+            self.most_dims,
         )
 
     def extra_repr(self) -> str:
         """Return what `repr` shows between the brackets."""
-        return f"{self.num_features}, eps={self.eps}" + ("" if self.affine else ", affine=False")
+        shown = f"{self.num_features}, eps={self.eps}"
+        if not self.affine:
+            return f"{shown}, affine=False"
+        if self.bias is None:
+            shown += ", bias=False"
+        return shown + (", trainable_affine=True" if "weight" in self._parameters else "")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -201,17 +259,67 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class FrozenBatchNorm2d(_FrozenBatchNorm):
+    """BatchNorm2d that always uses its running statistics, in ``train()`` as in ``eval()``.
+
+    Statistics and affine are buffers: nothing updates them, no optimiser sees them. The output
+    equals that of `torch.nn.BatchNorm2d` in eval to the last bit, with gradients and without.
+    ``load_state_dict`` takes the state of a BatchNorm2d, and of the FrozenBatchNorm2d of
+    torchvision, timm and detectron2; a ``num_batches_tracked`` is dropped.
+
+    Args:
+        num_features: C, the number of channels of an input of shape (N, C, H, W).
+        eps: Added to the variance. Must be that of the BatchNorm2d the state comes from.
+        affine: Whether there are ``weight`` and ``bias``.
+        bias: Whether there is a ``bias``, if ``affine``.
+        trainable_affine: Whether ``weight`` and ``bias`` are parameters, to be trained while the
+            statistics stay frozen.
+        device: Where the tensors are made.
+        dtype: The tensors' dtype.
+
+    A new layer is the identity up to eps: mean 0, variance 1, weight 1, bias 0, each of shape (C,).
+    """
+
+    least_dims = most_dims = 4
+
+
+class FrozenBatchNorm1d(_FrozenBatchNorm):
+    """BatchNorm1d that always uses its running statistics; as `FrozenBatchNorm2d` otherwise.
+
+    Takes inputs of shape (N, C) or (N, C, L).
+    """
+
+    least_dims, most_dims = 2, 3
+
+
+class FrozenBatchNorm3d(_FrozenBatchNorm):
+    """BatchNorm3d that always uses its running statistics; as `FrozenBatchNorm2d` otherwise.
+
+    Takes inputs of shape (N, C, D, H, W).
+    """
+
+    least_dims = most_dims = 5
+
+
+class FrozenBatchNormNd(FrozenBatchNorm2d):
+    """A `FrozenBatchNorm2d` that takes inputs of any 2 or more dimensions, as SyncBatchNorm does.
+
+    Takes inputs of shape (N, C, ...). It stands in for SyncBatchNorm, and for subclasses of
+    BatchNorm that check the dimensions of their inputs in a way of their own.
+    """
+
+    least_dims, most_dims = 2, _MOST_DIMS
+
+
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """FrozenBatchNorm2d followed by dropout and activation, in place of timm's BatchNormAct2d.
 
     Args:
         num_features: As for `FrozenBatchNorm2d`.
         eps: As for `FrozenBatchNorm2d`.
-        affine: As for `FrozenBatchNorm2d`.
         drop: Applied to the normalised input; None for nothing.
         act: Applied last; None for nothing.
-        device: Where the buffers are made.
-        dtype: The buffers' dtype.
+        **keywords: As for `FrozenBatchNorm2d`.
     """
 
     def __init__(
@@ -219,13 +327,11 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         num_features: int,
         eps: float = 1e-5,
         *,
-        affine: bool = True,
         drop: nn.Module | None = None,
         act: nn.Module | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **keywords: Any,
     ) -> None:
-        super().__init__(num_features, eps, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps, **keywords)
         self.drop = nn.Identity() if drop is None else drop
         self.act = nn.Identity() if act is None else act
 
