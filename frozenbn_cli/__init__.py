@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from frozenbn_cli.conversion.terms import ConversionResult as ConversionResult
     from frozenbn_cli.conversion.terms import ConvertOptions as ConvertOptions
     from frozenbn_cli.errors import FrozenBNError as FrozenBNError
+    from frozenbn_cli.freezing.freeze import convert_bn_to_frozen as convert_bn_to_frozen
+    from frozenbn_cli.freezing.optimizers import freeze_batch_norms as freeze_batch_norms
+    from frozenbn_cli.freezing.survey import survey_batch_norms as survey_batch_norms
+    from frozenbn_cli.freezing.thaw import convert_frozen_to_bn as convert_frozen_to_bn
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
     from frozenbn_cli.loading import load_frozen as load_frozen
     from frozenbn_cli.many_files.batch import convert_files as convert_files
     from frozenbn_cli.many_files.file_results import FileResult as FileResult
-    from frozenbn_cli.modules import convert_bn_to_frozen as convert_bn_to_frozen
-    from frozenbn_cli.modules import convert_frozen_to_bn as convert_frozen_to_bn
-    from frozenbn_cli.modules import survey_batch_norms as survey_batch_norms
+    from frozenbn_cli.nn import FrozenBatchNorm1d as FrozenBatchNorm1d
     from frozenbn_cli.nn import FrozenBatchNorm2d as FrozenBatchNorm2d
+    from frozenbn_cli.nn import FrozenBatchNorm3d as FrozenBatchNorm3d
+    from frozenbn_cli.nn import FrozenBatchNormNd as FrozenBatchNormNd
     from frozenbn_cli.nn import frozen_batch_norm as frozen_batch_norm
     from frozenbn_cli.selection import Selection as Selection
     from frozenbn_cli.verification.files import VerificationResult as VerificationResult
@@ -35,19 +39,23 @@ _HOMES = {
     "ConvertOptions": "conversion.terms",
     "FileResult": "many_files.file_results",
     "FrozenBNError": "errors",
+    "FrozenBatchNorm1d": "nn",
     "FrozenBatchNorm2d": "nn",
+    "FrozenBatchNorm3d": "nn",
+    "FrozenBatchNormNd": "nn",
     "Inspection": "inspection",
     "Selection": "selection",
     "VerificationResult": "verification.files",
     "VerifyOptions": "verification.terms",
-    "convert_bn_to_frozen": "modules",
+    "convert_bn_to_frozen": "freezing.freeze",
     "convert_file": "conversion.convert",
     "convert_files": "many_files.batch",
-    "convert_frozen_to_bn": "modules",
+    "convert_frozen_to_bn": "freezing.thaw",
+    "freeze_batch_norms": "freezing.optimizers",
     "frozen_batch_norm": "nn",
     "inspect_file": "inspection",
     "load_frozen": "loading",
-    "survey_batch_norms": "modules",
+    "survey_batch_norms": "freezing.survey",
     "verify_files": "verification.files",
 }
 

@@ -15,7 +15,8 @@ from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import UnsupportedFileError, UsageError
-from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
+from frozenbn_cli.freezing.freeze import convert_bn_to_frozen
+from frozenbn_cli.freezing.survey import survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 
 __all__ = ["freeze_layers", "load_frozen"]

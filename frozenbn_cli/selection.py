@@ -1,4 +1,4 @@
-"""Choosing layers by name with shell-style patterns (``backbone.*``, ``layer?.*.bn1``)."""
+"""Choosing layers by the name of a submodule (``backbone``) or a pattern (``layer?.*.bn1``)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Literal
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.wording import listed
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "matches"]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Patterns that decide which layers are frozen.
+    """Names and patterns that decide which layers are frozen.
+
+    A name without ``*``, ``?`` and ``[`` stands for the layer or submodule of that name, with all
+    layers in it; a shell-style pattern for the layers whose whole name it matches.
 
     Attributes:
         include: A layer must match one of these; empty selects every layer.
@@ -38,9 +41,9 @@ class Selection:
         """Return why the layer that goes by ``names`` is not selected, or None if it is."""
         names = tuple(names)
         for pattern in self.exclude:
-            if _matches(pattern, names):
+            if matches(pattern, names):
                 return f"excluded by {pattern!r}"
-        if self.include and not any(_matches(pattern, names) for pattern in self.include):
+        if self.include and not any(matches(pattern, names) for pattern in self.include):
             return "not included by " + " or ".join(repr(pattern) for pattern in self.include)
         return None
 
@@ -48,8 +51,12 @@ class Selection:
         """Return the spatial dimensions that the user says a layer has: to name it includes it."""
         return dict(self.dims).get(name, 2 if name in self.include else None)
 
-    def check(self, names: Iterable[str]) -> None:
-        """Raise if a pattern matches none of the BatchNorm layers' ``names``.
+    def check(self, names: Iterable[str], kind: str = "BatchNorm layer") -> None:
+        """Raise if a pattern matches none of the layers' ``names``.
+
+        Args:
+            names: Of all layers of the model.
+            kind: What the layers are, for the message.
 
         Raises:
             UsageError: A pattern has no effect; most likely it is misspelt.
@@ -63,9 +70,9 @@ class Selection:
                 )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
-                if not _matches(pattern, names):
+                if not matches(pattern, names):
                     raise UsageError(
-                        f"{option} pattern {pattern!r} matches no BatchNorm layer",
+                        f"{option} pattern {pattern!r} matches no {kind}",
                         advice=f"The layers are named {listed(names)}." if names else "",
                     )
 
@@ -74,5 +81,8 @@ def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def _matches(pattern: str, names: tuple[str, ...]) -> bool:
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Return whether a name or pattern stands for a layer that goes by any of ``names``."""
+    if not any(wildcard in pattern for wildcard in "*?["):
+        return any(name == pattern or name.startswith(f"{pattern}.") for name in names)
     return any(fnmatchcase(name, pattern) for name in names)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR
 
-from frozenbn_cli.modules import convert_bn_to_frozen
+from frozenbn_cli import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from samples.backbone import Backbone
 from samples.make_samples import (

@@ -23,8 +23,9 @@ from frozenbn_cli import torch_jit
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 from frozenbn_cli.checkpoints.names import common_prefix, prefix_that_fits, renamed
 from frozenbn_cli.errors import FrozenBNError, UsageError
+from frozenbn_cli.freezing.frozen_elsewhere import is_frozen_layer
+from frozenbn_cli.freezing.survey import BatchNormDecision, survey_batch_norms
 from frozenbn_cli.live_models.target import name_of_model
-from frozenbn_cli.modules import BatchNormDecision, is_frozen_layer, survey_batch_norms
 from frozenbn_cli.wording import listed
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "load_state",
     "scripted",
     "state_of",
+    "unwrapped",
 ]
 
 _SEED = 0
@@ -119,7 +121,7 @@ def build(model: Callable[[], Any]) -> nn.Module:
     where = (f"model {name_of_model(model)}",)
     try:
         with foreign_code():
-            built = _unwrapped(model())
+            built = unwrapped(model())
     except FrozenBNError:
         raise
     except Exception as error:
@@ -165,7 +167,8 @@ class BuiltOnce:
             return build(self._model)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
+    """Return a model without what DataParallel or `torch.compile` put around it."""
     while type(model).__name__ in ("DataParallel", "OptimizedModule"):
         model = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
     return model

@@ -8,7 +8,7 @@ import pytest
 import timm
 from torch import nn
 
-from frozenbn_cli.modules import survey_batch_norms
+from frozenbn_cli import survey_batch_norms
 from tests.builders.archives import (
     assert_same_behaviour,
     assert_same_state,

@@ -14,12 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from frozenbn_cli import ConvertOptions, VerificationResult, VerifyOptions, convert_file
+from frozenbn_cli import (
+    ConvertOptions,
+    VerificationResult,
+    VerifyOptions,
+    convert_bn_to_frozen,
+    convert_file,
+)
 from frozenbn_cli import verify_files as verify_any
 from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.modules import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim

@@ -13,13 +13,20 @@ import torchvision
 from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from frozenbn_cli import ConversionResult, ConvertOptions, VerifyOptions, convert_file, load_frozen
+from frozenbn_cli import (
+    ConversionResult,
+    ConvertOptions,
+    VerifyOptions,
+    convert_bn_to_frozen,
+    convert_file,
+    load_frozen,
+    survey_batch_norms,
+)
 from frozenbn_cli import inspect_file as inspect_any
 from frozenbn_cli import verify_files as verify_any
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
 from frozenbn_cli.live_models.building import build
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.modules import convert_bn_to_frozen, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.selection import Selection
 from tests.builders.archives import load, script, torchscript_allowed

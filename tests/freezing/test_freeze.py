@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
+from frozenbn_cli import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
 from frozenbn_cli.errors import DependencyError, UsageError
-from frozenbn_cli.modules import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
-from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from frozenbn_cli.nn import FrozenBatchNorm2d, FrozenBatchNormAct2d, FrozenBatchNormNd
 from tests.builders.models import Detectron2FrozenBatchNorm2d, assert_same_bits, perturb, small_cnn
 
 ignores_torchscript_warning = pytest.mark.filterwarnings(
     "ignore:`torch.jit.* is deprecated:FutureWarning"
 )
 ignores_lazy_warning = pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+
+pytestmark = pytest.mark.filterwarnings("ignore:frozen with statistics that mean nothing")
 
 STATE_NAMES = ["weight", "bias", "running_mean", "running_var"]
 
@@ -68,7 +71,9 @@ def assert_left_alone(layer: nn.Module, *, because: str, channels: int = 3) -> N
     assert because in found
     model = nn.Sequential(layer, nn.BatchNorm2d(channels))
     state = copy.deepcopy(stored_entries(layer))
-    assert convert_bn_to_frozen(model) is model
+    with pytest.warns(UserWarning, match="1 BatchNorm layer left live: 0: ") as caught:
+        assert convert_bn_to_frozen(model) is model
+    assert because in str(caught[0].message)
     assert model[0] is layer
     assert type(model[1]) is FrozenBatchNorm2d
     assert_same_bits(stored_entries(layer), state)
@@ -199,7 +204,7 @@ class TestFreezing:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(cnn())
         expected = model(image())
         convert_bn_to_frozen(model)
-        assert type(model[1]) is FrozenBatchNorm2d
+        assert type(model[1]) is FrozenBatchNormNd
         assert_same_bits(model(image()), expected)
 
     @ignores_lazy_warning
@@ -333,10 +338,6 @@ class OwnForward(nn.BatchNorm2d):
         return 2 * super().forward(input)
 
 
-class PlainSubclass(nn.BatchNorm2d):
-    pass
-
-
 class TestLeavingAlone:
     @pytest.mark.parametrize(
         ("layer", "because"),
@@ -345,8 +346,7 @@ class TestLeavingAlone:
             (nn.BatchNorm3d(3), "BatchNorm3d, not BatchNorm2d"),
             (nn.BatchNorm2d(3, track_running_stats=False), "no running statistics"),
             (nn.SyncBatchNorm(3, track_running_stats=False), "no running statistics"),
-            (OwnForward(3), "subclass tests.test_modules.OwnForward"),
-            (PlainSubclass(3), "subclass tests.test_modules.PlainSubclass"),
+            (OwnForward(3), "subclass tests.freezing.test_freeze.OwnForward"),
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )
@@ -425,7 +425,8 @@ class TestLeavingAlone:
         assert [decision.frozen for decision in decisions] == [False, False, True]
         assert "frozenbn convert" in str(decisions[0].reason)
         expected = model[0](image())
-        convert_bn_to_frozen(model)
+        with pytest.warns(UserWarning, match="frozenbn convert"):
+            convert_bn_to_frozen(model)
         assert type(model[1]) is FrozenBatchNorm2d
         assert_same_bits(model[0](image()), expected)
 
@@ -481,7 +482,8 @@ class TestSurvey:
     def test_agrees_with_the_conversion(self) -> None:
         model = nn.Sequential(cnn(), OwnForward(2), nn.BatchNorm1d(2))
         decisions = survey_batch_norms(model, exclude="0.1")
-        convert_bn_to_frozen(model, exclude="0.1")
+        with pytest.warns(UserWarning, match="2 BatchNorm layers left live: 1: .*; 2: "):
+            convert_bn_to_frozen(model, exclude="0.1")
         for decision in decisions:
             layer = model.get_submodule(decision.names[0])
             assert isinstance(layer, FrozenBatchNorm2d) == decision.frozen
@@ -510,6 +512,9 @@ class TestSelecting:
             ("backbone.*", "*.bn1", ["backbone.bn2"]),
             (iter(["*"]), iter(["*.bn[2-9]"]), ["backbone.bn1", "head.bn1"]),
             ("*", "*", []),
+            ("backbone", (), ["backbone.bn1", "backbone.bn2"]),
+            (["backbone.bn1", "head"], (), ["backbone.bn1", "head.bn1"]),
+            ((), "backbone", ["head.bn1"]),
         ],
     )
     def test_by_names(self, include: Any, exclude: Any, expected: list[str]) -> None:
@@ -534,7 +539,7 @@ class TestSelecting:
         assert type(model["third"]) is nn.BatchNorm2d
 
     @pytest.mark.parametrize("option", ["include", "exclude"])
-    @pytest.mark.parametrize("pattern", ["backbonne.*", "backbone", "Head.*", "head.conv"])
+    @pytest.mark.parametrize("pattern", ["backbonne.*", "backbon", "Head.*", "head.conv"])
     def test_without_effect_is_refused(self, option: str, pattern: str) -> None:
         model = backbone_and_head()
         for function in (convert_bn_to_frozen, survey_batch_norms):
@@ -593,9 +598,10 @@ class TestTimm:
             BatchNormAct2d(3, track_running_stats=False), because="no running statistics"
         )
 
-    def test_subclass_is_left_alone(self) -> None:
+    def test_subclass_with_a_forward_of_its_own_is_left_alone(self) -> None:
         class Own(BatchNormAct2d):
-            pass
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
 
         assert_left_alone(Own(3), because="subclass")
 
@@ -629,7 +635,7 @@ class TestTimm:
 
     def test_is_not_imported_by_the_conversion(self) -> None:
         program = (
-            "import sys, torch; from frozenbn_cli.modules import convert_bn_to_frozen as convert;"
+            "import sys, torch; from frozenbn_cli import convert_bn_to_frozen as convert;"
             "convert(torch.nn.Sequential(torch.nn.BatchNorm2d(1)));"
             "sys.exit(bool({'timm', 'torchvision', 'detectron2'} & set(sys.modules)))"
         )
@@ -698,7 +704,9 @@ class TestThawing:
         model = cnn(lambda channels: nn.BatchNorm2d(channels, eps, affine=affine))
         fresh = copy.deepcopy(model)
         expected = model(image())
-        convert_frozen_to_bn(convert_bn_to_frozen(model))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "thawed with eps 0")
+            convert_frozen_to_bn(convert_bn_to_frozen(model))
         assert [type(layer) for layer in model] == [type(layer) for layer in fresh]
         assert_same_bits(model(image()), expected)
         fresh.load_state_dict(model.state_dict(), strict=True)
@@ -737,7 +745,8 @@ class TestThawing:
 
     def test_leaves_everything_else_alone(self) -> None:
         class Own(FrozenBatchNorm2d):
-            pass
+            def forward(self, input: Tensor) -> Tensor:
+                return 2 * super().forward(input)
 
         class FrozenBatchNorm2dOfNoKnownPackage(nn.Module):
             pass
@@ -747,4 +756,5 @@ class TestThawing:
             nn.BatchNorm2d(3), Own(3), FrozenBatchNorm2dOfNoKnownPackage(), nn.Conv2d(3, 3, 1)
         )
         layers = list(model)
-        assert list(convert_frozen_to_bn(model)) == layers
+        with pytest.warns(UserWarning, match=r"left frozen: 1 \(a subclass"):
+            assert list(convert_frozen_to_bn(model)) == layers

@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
-from frozenbn_cli.modules import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
+from frozenbn_cli import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from tests.builders.marks import slow_except
 from tests.builders.models import assert_same_bits, build, leaves, perturb

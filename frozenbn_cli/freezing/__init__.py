@@ -1,0 +1,1 @@
+"""Freezing and thawing the BatchNorm layers of live modules."""
