@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from frozenbn_cli.freezing.thaw import convert_frozen_to_bn as convert_frozen_to_bn
     from frozenbn_cli.inspection import Inspection as Inspection
     from frozenbn_cli.inspection import inspect_file as inspect_file
+    from frozenbn_cli.loading import LoadReport as LoadReport
     from frozenbn_cli.loading import load_frozen as load_frozen
     from frozenbn_cli.many_files.batch import convert_files as convert_files
     from frozenbn_cli.many_files.file_results import FileResult as FileResult
@@ -44,6 +45,7 @@ _HOMES = {
     "FrozenBatchNorm3d": "nn",
     "FrozenBatchNormNd": "nn",
     "Inspection": "inspection",
+    "LoadReport": "loading",
     "Selection": "selection",
     "VerificationResult": "verification.files",
     "VerifyOptions": "verification.terms",

@@ -17,7 +17,7 @@ from frozenbn_cli.freezing.wrappers import live_calls, refuse_wrapped
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.wording import counted, listed
 
-__all__ = ["convert_bn_to_frozen", "freeze_with_warnings", "frozen_layers_of"]
+__all__ = ["convert_bn_to_frozen", "freeze_with_warnings", "frozen_layers_of", "held_text"]
 
 _STATE = ("weight", "bias", "running_mean", "running_var")
 _NAMED = 8
@@ -89,7 +89,7 @@ def freeze_with_warnings(
     ill = _ailments(decisions)
     new = frozen_layers_of(decisions, trainable_affine=trainable_affine)
     model, held = replaced(model, new)
-    for text in (_live_text(decisions, calls), _ill_text(ill), _held_text(held)):
+    for text in (_live_text(decisions, calls), _ill_text(ill), held_text(held)):
         if text:
             warnings.warn(text, stacklevel=stacklevel)
     return model
@@ -193,7 +193,8 @@ def _ill_text(ill: list[_Ailment]) -> str:
     )
 
 
-def _held_text(held: tuple[str, ...]) -> str:
+def held_text(held: tuple[str, ...]) -> str:
+    """Return the warning of layers that stay in use outside the module tree, if there are any."""
     if not held:
         return ""
     return (

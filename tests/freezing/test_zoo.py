@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from frozenbn_cli import convert_bn_to_frozen, convert_frozen_to_bn, survey_batch_norms
-from frozenbn_cli.nn import FrozenBatchNorm2d
+from frozenbn_cli.freezing.frozen_elsewhere import is_ours
 from tests.builders.marks import slow_except
 from tests.builders.models import assert_same_bits, build, leaves, perturb
 
@@ -103,15 +103,15 @@ def floating_leaves(output: Any) -> Iterator[Tensor]:
             yield leaf
 
 
-def frozen_layers(model: nn.Module) -> list[FrozenBatchNorm2d]:
-    return [layer for layer in model.modules() if isinstance(layer, FrozenBatchNorm2d)]
+def frozen_layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if is_ours(layer)]
 
 
 def assert_freezing_changes_nothing_else(
     model: nn.Module, *inputs: Any, training_inputs: tuple[Any, ...] = ()
 ) -> None:
     """Freeze ``model``, which is in eval mode, and hold every promise against the original."""
-    expected_frozen = [item for item in survey_batch_norms(model) if item.frozen]
+    expected_frozen = [item for item in survey_batch_norms(model, dims=(1, 2, 3)) if item.frozen]
     original_state = model.state_dict()
     with torch.no_grad():
         expected = model(*inputs)
@@ -121,7 +121,7 @@ def assert_freezing_changes_nothing_else(
     assert outputs
     assert all(leaf.isfinite().all() and leaf.numel() > 0 for leaf in outputs)
 
-    assert convert_bn_to_frozen(model) is model
+    assert convert_bn_to_frozen(model, dims=(1, 2, 3)) is model
     assert len(frozen_layers(model)) == len(expected_frozen) > 0
     assert_same_bits(model(*inputs), expected_with_gradient)
 
@@ -255,14 +255,26 @@ def test_thaws_and_freezes_detector_with_torchvisions_frozen_layers() -> None:
 
 
 @pytest.mark.parametrize("name", torchvision_names(torchvision.models.video))
-def test_leaves_torchvision_video_model_alone(name: str) -> None:
+def test_leaves_torchvision_video_model_alone_unless_told(name: str) -> None:
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None)
     modules = list(model.modules())
     decisions = survey_batch_norms(model)
-    assert {item.reason for item in decisions} <= {"BatchNorm3d, not BatchNorm2d"}
-    assert convert_bn_to_frozen(model) is model
+    reasons = {item.reason for item in decisions}
+    assert reasons <= {"BatchNorm3d, not BatchNorm2d (dims=(2, 3) takes it in)"}
+    assert convert_bn_to_frozen(model, dims=(2,)) is model
     assert list(model.modules()) == modules
+    convert_bn_to_frozen(model, dims=(3,))
+    assert len(frozen_layers(model)) == len(decisions)
+
+
+@pytest.mark.parametrize("name", ["mc3_18", "s3d"])
+def test_freezes_torchvision_video_model(name: str) -> None:
+    model = build_torchvision(name)
+    pixels = 224 if name == "s3d" else 16
+    frames = 14 if name == "s3d" else 2
+    video = image(pixels)[:1, :, None].repeat(1, 1, frames, 1, 1)
+    assert_freezing_changes_nothing_else(model, video)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.builders.archives import (
 )
 from tests.builders.marks import slow_except
 from tests.builders.models import build
-from tests.test_modules_zoo import (
+from tests.freezing.test_zoo import (
     TIMM_PIXELS,
     TORCHVISION_PIXELS,
     build_detector,
