@@ -89,9 +89,9 @@ def freeze_with_warnings(
     ill = _ailments(decisions)
     new = frozen_layers_of(decisions, trainable_affine=trainable_affine)
     model, held = replaced(model, new)
-    for text in (_live_text(decisions, calls), _ill_text(ill), held_text(held)):
-        if text:
-            warnings.warn(text, stacklevel=stacklevel)
+    texts = (_live_text(decisions, calls), _ill_text(ill), held_text(held))
+    if any(texts):
+        warnings.warn("\n".join(text for text in texts if text), stacklevel=stacklevel)
     return model
 
 
