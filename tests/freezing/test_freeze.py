@@ -7,8 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -441,15 +440,6 @@ class TestLeavingAlone:
         layers = list(model)
         assert survey_batch_norms(model) == ()
         assert list(convert_bn_to_frozen(model)) == layers
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

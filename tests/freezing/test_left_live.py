@@ -7,8 +7,7 @@ import functools
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -264,15 +263,6 @@ class TestHeldOutsideTheTree:
         assert type(mine[0]) is nn.BatchNorm2d
 
 
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 class TestRefused:
     def refuses(self, model: nn.Module) -> None:
         before = list(model.modules())
@@ -288,6 +278,25 @@ class TestRefused:
         model = perturb(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         self.refuses(model)
+
+    @pytest.mark.usefixtures("process_group")
+    @pytest.mark.parametrize("trainable_affine", [False, True])
+    def test_but_a_frozen_model_is_sharded_and_trained(self, trainable_affine: bool) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = perturb(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+        convert_bn_to_frozen(model, trainable_affine=trainable_affine)
+        x = torch.randn(2, 3, 4, 4)
+        expected, before = model(x), [buffer.clone() for buffer in model.buffers()]
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        output = model(x)
+        output.square().sum().backward()
+        optimizer.step()
+        assert_same_bits(output, expected)
+        assert not torch.equal(model(x), expected)
+        assert_same_bits(list(model.buffers()), before)
 
     @pytest.mark.parametrize("hook", ["_hf_hook", "_diffusers_hook"])
     def test_offloaded_model(self, hook: str) -> None:

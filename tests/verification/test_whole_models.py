@@ -34,7 +34,7 @@ from tests.builders.files import save
 from tests.builders.marks import slow_except
 from tests.builders.models import build as build_cheaply
 from tests.builders.models import perturb, small_cnn
-from tests.test_modules_zoo import DETECTOR_SIZES
+from tests.freezing.test_zoo import DETECTOR_SIZES
 
 ALL_EQUAL = {"contents": "equal", "layers": "equal", "model": "equal"}
 
