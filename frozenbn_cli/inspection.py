@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def inspect_file(
     selection: Selection | None = None,
     model: Callable[[], Any] | None = None,
     summarize: bool = False,
+    may_recognise: bool = True,
 ) -> Inspection:
     """Look at a checkpoint. Nothing in it is executed, and of the tensors only statistics are read.
 
@@ -146,6 +148,7 @@ def inspect_file(
         model: Returns a new module that the file belongs to, which knows each layer's class and
             eps; this imports torch.
         summarize: Sum up the numbers of each layer, for a report that draws them.
+        may_recognise: Look layers up whose eps is not known among those of public architectures.
 
     Raises:
         InputError: The file is damaged or of an unsupported kind.
@@ -154,18 +157,19 @@ def inspect_file(
     """
     started = time.perf_counter()
     naming = {"strip_prefix": strip_prefix, "add_prefix": add_prefix}
+    rename = not (keep_prefix or any(naming.values()))
     with open_checkpoint(path, keep_prefix=keep_prefix, **naming) as checkpoint:
+        planned = partial(
+            plan_state_dict,
+            metadata=checkpoint.metadata,
+            eps=eps,
+            selection=selection or Selection(),
+            may_recognise=may_recognise,
+        )
         with located(str(path)):
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
             inspected = tuple(
-                _inspect(
-                    *_described(
-                        part, checkpoint, model, rename=not (keep_prefix or any(naming.values()))
-                    ),
-                    checkpoint,
-                    eps,
-                    selection,
-                )
+                _inspect(*_described(part, checkpoint, model, rename=rename), planned)
                 for part in parts
             )
             if summarize:
@@ -202,14 +206,9 @@ def _described(
 
 
 def _inspect(
-    part: StateDict,
-    misfits: tuple[str, ...],
-    checkpoint: Checkpoint,
-    eps: float | None,
-    selection: Selection | None,
+    part: StateDict, misfits: tuple[str, ...], planned: Callable[[StateDict], Plan]
 ) -> InspectedStateDict:
-    selection = selection or Selection()
-    plan = plan_state_dict(part, checkpoint.metadata, eps=eps, selection=selection)
+    plan = planned(part)
     elements: Counter[str] = Counter()
     for tensor in part.entries.values():
         elements[tensor.dtype.name] += tensor.elements

@@ -101,8 +101,9 @@ def load_frozen(
     have in common is taken off where that makes them fit.
 
     An eps that was read or given at the conversion is set on its layer, with a warning if the
-    model had another. An assumed one is not: there the model knows better. A warning names the
-    BatchNorm layers that are still live afterwards, but for those that are left out.
+    model had another. An assumed or recognised one is not: there the model knows better, and a
+    warning says where it is not the recognised one. A warning names the BatchNorm layers that are
+    still live afterwards, but for those that are left out.
 
     Args:
         model: The model that the original checkpoint belongs to, or one that holds it or shares
@@ -245,16 +246,26 @@ class _Freezing:
         new = frozen_layers_of(chosen, trainable_affine=trainable_affine)
         eps: dict[Any, float] = {}
         notes = []
+        kept: dict[tuple[float | None, float], list[str]] = {}
         for name, wanted in layers.items():
             layer = new.get(modules[name], modules[name])
             had = eps_of(layer)
-            if wanted.source != "assumed" and had != wanted.value:
+            if wanted.source == "assumed" or had == wanted.value:
+                continue
+            if wanted.source == "recognised":
+                kept.setdefault((had, wanted.value), []).append(name)
+            else:
                 _check_settable(name, layer, wanted.value)
                 eps[layer] = wanted.value
                 notes.append(
                     f"{name}: eps {had:g} of the model is replaced by {wanted.value:g}, which was "
                     f"{wanted.source} when the file was converted"
                 )
+        notes += [
+            f"eps {had:g} of the model is kept; the file was verified with {value:g}, which was "
+            f"recognised from its layers when it was converted: {listed(names)}"
+            for (had, value), names in kept.items()
+        ]
         return cls(model, new, eps, tuple(notes))
 
     def apply(self, load: Callable[[nn.Module], None]) -> tuple[nn.Module, tuple[str, ...]]:

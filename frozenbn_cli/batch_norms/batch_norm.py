@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from frozenbn_cli.architectures import RecognisedLayer, recognise
 from frozenbn_cli.batch_norms.dimensions import Surroundings
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor, names_statistics
 
-__all__ = ["DEFAULT_EPS", "ROLES", "BatchNorm", "Eps", "Role", "find_batch_norms"]
+__all__ = [
+    "DEFAULT_EPS",
+    "EPS_SOURCES",
+    "ROLES",
+    "BatchNorm",
+    "Eps",
+    "EpsSource",
+    "Role",
+    "find_batch_norms",
+]
 
 DEFAULT_EPS = 1e-5
 """The eps of `torch.nn.BatchNorm2d` where none is given."""
 
 ROLES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 """The entries of a BatchNorm layer, in PyTorch's order."""
+
+EpsSource = Literal["read", "given", "recognised", "assumed"]
+
+EPS_SOURCES: tuple[EpsSource, ...] = get_args(EpsSource)
+"""Where an eps can be known from, the best source first."""
 
 Role = Literal["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
@@ -26,12 +41,13 @@ class Eps:
 
     Attributes:
         value: As a Python float, exactly.
-        source: ``read`` from the file, ``given`` by the user, or ``assumed`` to be PyTorch's
-            default, since a state dict does not hold it.
+        source: ``read`` from the file or the model, ``given`` by the user, ``recognised`` as that
+            of the architecture whose layers these are, or ``assumed`` to be PyTorch's default,
+            since a state dict does not hold it.
     """
 
     value: float
-    source: Literal["read", "given", "assumed"]
+    source: EpsSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +60,17 @@ class BatchNorm:
         channels: C, the number of channels.
         eps: With its source.
         spatial_dims: 2 for BatchNorm2d, 1 or 3 for its siblings, None where nothing tells.
-        dims_source: The entry that proves the number of dimensions; None if it is read from the
-            layer's class or its code, or given, or nothing tells.
+        dims_source: The entry that proves the number of dimensions, or the architecture that has it;
+            None if it is read from the layer's class or its code, or given, or nothing tells.
         dims_given: Whether the user said how many dimensions there are.
-        momentum: Of the running average; None where the file is silent or it is cumulative.
+        momentum: Of the running average; None where the file is silent, and nothing was recognised,
+            or it is cumulative.
         batches_tracked: How many batches formed the statistics; None where nothing counts them.
         type_name: The layer's class, with its module; None where the file is silent.
         frozen_already: Whether the file says that the layer is frozen.
         facts: All that the file says of it beside its entries.
+        recognised: What the architecture says of it whose layers these are; None where none is
+            recognised, or none was looked for.
     """
 
     name: str
@@ -65,6 +84,7 @@ class BatchNorm:
     type_name: str | None = None
     frozen_already: bool = False
     facts: LayerFacts = field(default_factory=LayerFacts)
+    recognised: RecognisedLayer | None = None
     dims_given: bool = False
 
     @property
@@ -75,6 +95,13 @@ class BatchNorm:
         if self.dims_given:
             return "given"
         return "inferred" if self.dims_source else "read"
+
+    @property
+    def momentum_source(self) -> EpsSource | None:
+        """Where the momentum is known from; None where it is not."""
+        if self.momentum is None:
+            return None
+        return "recognised" if self.facts.momentum is None else "read"
 
     @property
     def has_statistics(self) -> bool:
@@ -91,6 +118,7 @@ def find_batch_norms(
     *,
     eps: float | None = None,
     frozen: Mapping[str, Eps] | None = None,
+    may_recognise: bool = False,
 ) -> list[BatchNorm]:
     """Return the BatchNorm layers of a state dict, in the order of their first entries.
 
@@ -101,21 +129,26 @@ def find_batch_norms(
         state_dict: Entries, and what the file says of the layers.
         eps: As given by the user, for every layer whose eps the file does not hold.
         frozen: The layers that frozenbn froze, with their eps.
+        may_recognise: Look the layers up among those of public architectures, where the file
+            leaves an eps open.
     """
     frozen = frozen or {}
-    unknown = Eps(DEFAULT_EPS, "assumed") if eps is None else Eps(eps, "given")
     entries = state_dict.entries
-    with_statistics = (name.rpartition(".")[0] for name in filter(names_statistics, entries))
+    with_statistics = [name.rpartition(".")[0] for name in filter(names_statistics, entries)]
     names = dict.fromkeys([*with_statistics, *state_dict.layers])
     groups = {name: _group(name, entries) for name in names}
     facts_of = {name: state_dict.layers.get(name, LayerFacts()) for name in groups}
     channels_of = {name: _channels(tensors, facts_of[name]) for name, tensors in groups.items()}
+    known: dict[str, RecognisedLayer] = {}
+    if may_recognise and any(facts_of[name].eps is None for name in groups.keys() - frozen.keys()):
+        known = recognise({name: channels_of[name] for name in with_statistics})
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():
-        facts = facts_of[name]
-        read = unknown if facts.eps is None else Eps(facts.eps, "read")
+        facts, recognised = facts_of[name], known.get(name)
         dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
+        if dims is None and recognised and recognised.spatial_dims:
+            dims, source = recognised.spatial_dims, str(recognised.match.firsts[0])
         if dims is None:
             dims, source = surroundings.dims_of(name)
         layers.append(
@@ -123,17 +156,35 @@ def find_batch_norms(
                 name,
                 tensors,
                 channels_of[name],
-                frozen.get(name, read),
+                frozen.get(name) or _eps(facts, eps, recognised),
                 dims,
                 source,
-                facts.momentum,
+                _momentum(facts, recognised),
                 _count(tensors.get("num_batches_tracked")),
                 facts.type_name,
                 facts.frozen or name in frozen,
                 facts,
+                recognised,
             )
         )
     return layers
+
+
+def _eps(facts: LayerFacts, given: float | None, recognised: RecognisedLayer | None) -> Eps:
+    if facts.eps is not None:
+        return Eps(facts.eps, "read")
+    if given is not None:
+        return Eps(given, "given")
+    if recognised and recognised.eps is not None:
+        return Eps(recognised.eps, "recognised")
+    return Eps(DEFAULT_EPS, "assumed")
+
+
+def _momentum(facts: LayerFacts, recognised: RecognisedLayer | None) -> float | None:
+    # A class whose file does not hold a momentum has a cumulative average.
+    if facts.momentum is not None or facts.type_name is not None or recognised is None:
+        return facts.momentum
+    return recognised.momentum
 
 
 def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:

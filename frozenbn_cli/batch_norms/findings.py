@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,8 @@ LABELS = {
     "folded": "folded statistics",
     "hardly_formed": "hardly formed",
     "eps_matters": "eps matters",
+    "eps_ambiguous": "eps ambiguous",
+    "eps_contradicts": "eps is another there",
     "variance_below_eps": "variance below eps",
     "dead_channels": "dead channels",
     "large_scale": "large scale",
@@ -84,6 +86,7 @@ ADVICE = {
     "never_formed": "Train with BatchNorm first, or load pretrained weights.",
     "hardly_formed": "Train longer with BatchNorm before freezing.",
     "eps_matters": "Pass the model's own value with --eps.",
+    "eps_ambiguous": "Their layers have the same names and sizes; pass your model's with --eps.",
     "dims_assumed": "Settle it with --dims-of NAME=1d, 2d or 3d, or with --model.",
     "stays_live": "In train() they go on updating their statistics; put them in eval() yourself.",
 }
@@ -184,7 +187,8 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
     # Of a running average that began at 1, so much is in every variance.
     is_running = layer.momentum is not None or min(variances) >= left * (1 - _ROUNDING)
     if left > _HARDLY_FORMED and is_running:
-        source = "assumed " if layer.momentum is None else ""
+        known = {"read": "", "recognised": "recognised "}
+        source = known.get(layer.momentum_source or "", "assumed ")
         yield Finding(
             "hardly_formed",
             "warning",
@@ -202,8 +206,11 @@ def _is_trained(values: dict[Role, tuple[float, ...]]) -> bool:
 def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     variances = values["running_var"]
     eps = layer.eps.value
-    if layer.eps.source == "assumed":
-        factors = [_eps_factor(variance, eps) for variance in variances]
+    by_eps = layer.recognised.by_eps if layer.recognised else {}
+    if layer.eps.source == "assumed" and len(by_eps) > 1:
+        yield _ambiguous(eps, by_eps, variances)
+    elif layer.eps.source == "assumed":
+        factors = [_eps_factor(variance, eps, _OTHER_EPS) for variance in variances]
         largest = max(factors, default=1.0)
         yield from _on_channels(
             "eps_matters",
@@ -213,6 +220,8 @@ def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator
             [factor - _NOTICEABLE for factor in factors],
             largest,
         )
+    elif layer.eps.source == "given" and by_eps and eps not in by_eps:
+        yield Finding("eps_contradicts", "note", f"eps is given {eps:g}; it is {_having(by_eps)}")
     yield from _on_channels(
         "variance_below_eps",
         "note",
@@ -260,9 +269,27 @@ def eps_matters_together(layers: Sequence[BatchNorm]) -> dict[str, Finding]:
 
 def _median_eps_factor(layer: BatchNorm) -> float:
     variances = sorted(layer.tensors["running_var"].values())
-    return _eps_factor(variances[len(variances) // 2], layer.eps.value) if variances else 1.0
+    return (
+        _eps_factor(variances[len(variances) // 2], layer.eps.value, _OTHER_EPS)
+        if variances
+        else 1.0
+    )
 
 
-def _eps_factor(variance: float, eps: float) -> float:
-    """Return by how much the scale differs between ``eps`` and the other common value."""
-    return math.sqrt((variance + _OTHER_EPS) / (variance + eps))
+def _ambiguous(eps: float, by_eps: Mapping[float, str], variances: Iterable[float]) -> Finding:
+    """Return the finding on a layer of several architectures, which differ in its eps."""
+    least, most = min(by_eps), max(by_eps)
+    factor = max((_eps_factor(variance, least, most) for variance in variances), default=1.0)
+    message = f"eps is assumed {eps:g}; it is {_having(by_eps)}"
+    return Finding(
+        "eps_ambiguous", "warning", message, factor=factor if factor > _NOTICEABLE else None
+    )
+
+
+def _having(by_eps: Mapping[float, str]) -> str:
+    return ", ".join(f"{eps:g} in {architectures}" for eps, architectures in by_eps.items())
+
+
+def _eps_factor(variance: float, eps: float, other: float) -> float:
+    """Return by how much the scale differs between ``eps`` and a larger value."""
+    return math.sqrt((variance + other) / (variance + eps)) if variance + eps else math.inf

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from frozenbn_cli.architectures import Match
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_together, examine
 from frozenbn_cli.batch_norms.record import ConversionRecord
@@ -90,6 +91,12 @@ class Plan:
         return tuple(layer for layer in self.layers if layer.broken)
 
     @property
+    def matches(self) -> tuple[Match, ...]:
+        """The groups of layers that were recognised as those of an architecture."""
+        found = (item.layer.recognised.match for item in self.layers if item.layer.recognised)
+        return tuple({id(match): match for match in found}.values())
+
+    @property
     def forceable(self) -> bool:
         """Whether some of the broken layers can be frozen all the same."""
         return any(layer.action == "freeze" for layer in self.broken)
@@ -101,7 +108,12 @@ class Plan:
 
 
 def plan_state_dict(
-    part: StateDict, metadata: Mapping[str, str], *, eps: float | None, selection: Selection
+    part: StateDict,
+    metadata: Mapping[str, str],
+    *,
+    eps: float | None,
+    selection: Selection,
+    may_recognise: bool = True,
 ) -> Plan:
     """Find the BatchNorm layers of a state dict and decide what happens to each.
 
@@ -110,13 +122,15 @@ def plan_state_dict(
         metadata: Of its file, which may say what frozenbn froze before.
         eps: As given by the user, for the layers whose eps the file does not hold.
         selection: The user's choice among the layers.
+        may_recognise: Look layers up whose eps is not known among those of public architectures.
 
     Raises:
         UsageError: A pattern of the selection matches no layer.
     """
     record = ConversionRecord.from_metadata(metadata)
     frozen = record.renamed(part.renaming).layers if record else None
-    return make_plan(find_batch_norms(part, eps=eps, frozen=frozen), selection)
+    layers = find_batch_norms(part, eps=eps, frozen=frozen, may_recognise=may_recognise)
+    return make_plan(layers, selection)
 
 
 def check_eps_is_wanted(plan: Plan, eps: float | None) -> None:
@@ -173,7 +187,7 @@ def _with_eps_of_all(plans: list[LayerPlan]) -> list[LayerPlan]:
         if plan.action == "freeze"
         and plan.layer.eps.source == "assumed"
         and not any(
-            finding.severity == "error" or finding.code == "eps_matters"
+            finding.severity == "error" or finding.code in ("eps_matters", "eps_ambiguous")
             for finding in plan.findings
         )
     ]

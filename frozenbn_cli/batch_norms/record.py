@@ -6,10 +6,12 @@ The entry is a JSON document::
      "frozenbn": "0.1.0",
      "source": {"file": "model.pth", "sha256": "…", "size_bytes": 123},
      "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"}, …},
+     "recognised": [{"prefix": "", "as": ["torchvision resnet50 (0.29.1)", …]}],
      "verified": ["contents", "layers"],
      "options": {"to": "safetensors", "key": null, …}}
 
-``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given`` or ``assumed``;
+``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given``, ``recognised`` or
+``assumed``; ``recognised``, where there is any, names architectures with the same layers;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
 what decided, beside the source, what the file holds. Older records have no ``options``.
 """
@@ -19,10 +21,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.batch_norm import EPS_SOURCES, Eps
 from frozenbn_cli.checkpoints import Renaming
 from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
@@ -43,6 +45,7 @@ class ConversionRecord:
         verified: The claims that were found equal.
         options: What decided, beside the source, what the output holds; None where an older
             version did not say.
+        recognised: Names of architectures whose layers these are, by the prefix of the layers.
     """
 
     version: str
@@ -50,6 +53,7 @@ class ConversionRecord:
     layers: Mapping[str, Eps]
     verified: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
+    recognised: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def renamed_by(self) -> tuple[tuple[str, str], ...]:
@@ -81,6 +85,10 @@ class ConversionRecord:
             },
             "verified": list(self.verified),
         }
+        if self.recognised:
+            document["recognised"] = [
+                {"prefix": prefix, "as": list(names)} for prefix, names in self.recognised.items()
+            ]
         if self.options is not None:
             document["options"] = dict(self.options)
         return json.dumps(document, separators=(",", ":"))
@@ -98,12 +106,17 @@ class ConversionRecord:
             document = json.loads(metadata[METADATA_KEY])
             layers = {name: _eps(fields) for name, fields in document["layers"].items()}
             options = document.get("options")
+            recognised = {
+                str(fields["prefix"]): tuple(map(str, fields["as"]))
+                for fields in document.get("recognised", ())
+            }
             return cls(
                 str(document["frozenbn"]),
                 dict(document["source"]),
                 layers,
                 tuple(document["verified"]),
                 None if options is None else dict(options),
+                recognised,
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
@@ -115,6 +128,6 @@ def _eps(fields: Any) -> Eps:
     value, source = fields["eps"], fields["eps_source"]
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError(f"eps {value!r}")
-    if source not in ("read", "given", "assumed"):
+    if source not in EPS_SOURCES:
         raise ValueError(f"eps_source {source!r}")
     return Eps(float(value), source)

@@ -70,6 +70,7 @@ def inspect(
     strip_prefix: options.StripPrefix = "",
     add_prefix: options.AddPrefix = "",
     eps: options.Eps = None,
+    no_recognise: options.NoRecognise = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
     dims_of: options.DimsOf = None,
@@ -100,6 +101,7 @@ def inspect(
         selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
         model=parse_model(model, model_arg),
         summarize=sink.has_report,
+        may_recognise=not no_recognise,
     )
     command = import_quietly("frozenbn_cli.cli.inspect")
     raise typer.Exit(
@@ -117,6 +119,7 @@ def convert(
     strip_prefix: options.StripPrefix = "",
     add_prefix: options.AddPrefix = "",
     eps: options.Eps = None,
+    no_recognise: options.NoRecognise = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
     dims_of: options.DimsOf = None,
@@ -161,6 +164,7 @@ def convert(
         add_prefix=add_prefix,
         eps=eps,
         selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
+        may_recognise=not no_recognise,
         force=force,
         force_unhealthy=force_unhealthy,
         dry_run=dry_run,

@@ -139,8 +139,18 @@ Eps = Annotated[
         metavar="NUMBER",
         callback=check_finite,
         help="The eps of the model's BatchNorm layers, where the file does not hold it. "
-        "PyTorch's default, 1e-5, is assumed if not given.",
+        "If not given, it is recognised from the layers where they are a known architecture's, and "
+        "PyTorch's default, 1e-5, is assumed elsewhere.",
         show_default=False,
+        rich_help_panel=_LAYERS,
+    ),
+]
+NoRecognise = Annotated[
+    bool,
+    typer.Option(
+        "--no-recognise",
+        help="Go by the file alone. If not given, layers that are exactly those of a torchvision "
+        "or timm architecture have the eps that they have there.",
         rich_help_panel=_LAYERS,
     ),
 ]

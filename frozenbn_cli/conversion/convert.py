@@ -172,7 +172,11 @@ class _Conversion:
     def _plan(self, part: StateDict) -> Plan:
         eps = self._options.eps
         plan = plan_state_dict(
-            part, self._checkpoint.metadata, eps=eps, selection=self._options.selection
+            part,
+            self._checkpoint.metadata,
+            eps=eps,
+            selection=self._options.selection,
+            may_recognise=self._options.may_recognise,
         )
         check_eps_is_wanted(plan, eps)
         return plan
@@ -324,7 +328,8 @@ class _Conversion:
         deciding = self._options.deciding(self._to)
         if part.renaming.steps:
             deciding["renamed"] = [list(step) for step in part.renaming.steps]
-        return ConversionRecord(__version__, source, layers, _CLAIMS, deciding)
+        recognised = {match.prefix: match.names for match in plan.matches}
+        return ConversionRecord(__version__, source, layers, _CLAIMS, deciding, recognised)
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan

@@ -34,6 +34,7 @@ class ConvertOptions(RunOptions):
         eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
             1e-5.
         selection: Which layers to freeze.
+        may_recognise: Look layers up whose eps is not known among those of public architectures.
         force: Replace an output that exists.
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
@@ -48,6 +49,7 @@ class ConvertOptions(RunOptions):
     add_prefix: str = ""
     eps: float | None = None
     selection: Selection = field(default_factory=Selection)
+    may_recognise: bool = True
     force: bool = False
     force_unhealthy: bool = False
     dry_run: bool = False
@@ -88,6 +90,7 @@ class ConvertOptions(RunOptions):
             "eps": self.eps,
             "include": sorted(set(self.selection.include)),
             "exclude": sorted(set(self.selection.exclude)),
+            "recognise": self.may_recognise,
             "force_unhealthy": self.force_unhealthy,
             "model": identity_of_model(self.model),
         }

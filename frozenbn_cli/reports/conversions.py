@@ -12,6 +12,7 @@ from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Ver
 from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
+from frozenbn_cli.reports.recognition import recognised_lines
 from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_parts
 from frozenbn_cli.verification.claims import verdict
 
@@ -112,7 +113,8 @@ def _state(plan: LayerPlan, *, outcome: str, proven: bool) -> tuple[str, Tone]:
 
 def _notes(result: ConversionResult) -> list[str]:
     """Return what was left alone, and what was not written, a line each."""
-    lines = left_alone(result.plan, result.prefix, result.renamed)
+    lines = recognised_lines(result.plan)
+    lines += left_alone(result.plan, result.prefix, result.renamed)
     if result.left_out:
         left_out = [f"{name} ({what})" for name, what in result.left_out.items()]
         lines.append(f"not written: {named(left_out, 5)}")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from frozenbn_cli.batch_norms.plan import LayerPlan
+from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import FIRST_DECADE, InspectedStateDict, Inspection, Statistics
@@ -63,6 +63,7 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             "size_bytes": result.output_bytes,
         },
         "layers": [_layer(plan) for plan in result.plan.layers],
+        "recognised": _recognised(result.plan),
         "edits": [
             {"kind": edit.kind, "entry": edit.entry, "reason": edit.reason}
             for edit in result.plan.edits
@@ -150,6 +151,7 @@ def verification_document(result: VerificationResult) -> dict[str, Any]:
         },
         "tolerance": {"atol": result.tolerance.atol, "rtol": result.tolerance.rtol},
         "layers": [_layer(plan) for plan in result.plan.layers],
+        "recognised": _recognised(result.plan),
         "frozen": [
             {"name": name, "eps": eps.value, "eps_source": eps.source}
             for name, eps in result.frozen.items()
@@ -237,6 +239,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
             _layer(plan) | {"statistics": _statistics(part.statistics.get(plan.layer.name))}
             for plan in part.plan.layers
         ],
+        "recognised": _recognised(part.plan),
     }
 
 
@@ -275,6 +278,7 @@ def _layer(plan: LayerPlan) -> dict[str, Any]:
         "eps": layer.eps.value,
         "eps_source": layer.eps.source,
         "momentum": layer.momentum,
+        "momentum_source": layer.momentum_source,
         "batches_tracked": layer.batches_tracked,
         "findings": [
             {
@@ -288,6 +292,27 @@ def _layer(plan: LayerPlan) -> dict[str, Any]:
             for finding in plan.findings
         ],
     }
+
+
+def _recognised(plan: Plan) -> list[dict[str, Any]]:
+    """Return which architectures the layers are those of, and what eps each of them has."""
+    return [
+        {
+            "prefix": match.prefix,
+            "layers": len(match.layers),
+            "candidates": [
+                {
+                    "architectures": [
+                        {"library": one.library, "version": one.version, "name": one.name}
+                        for one in candidate.architectures
+                    ],
+                    "eps": sorted({kind.eps for kind in candidate.kinds if kind.eps is not None}),
+                }
+                for candidate in match.candidates
+            ],
+        }
+        for match in plan.matches
+    ]
 
 
 def error_document(command: str | None, error: FrozenBNError) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Ver
 from frozenbn_cli.reports.facts import file_facts
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_rows, left_alone
+from frozenbn_cli.reports.recognition import recognised_briefly, recognised_lines
 from frozenbn_cli.reports.words import count_text, named, size_text
 from frozenbn_cli.wording import counted
 
@@ -117,6 +118,7 @@ def _facts(part: InspectedStateDict) -> list[str]:
         facts.append(", ".join(part.elements))
     of_each = ", ".join(f"{count} {name}" for name, count in dims.items())
     facts.append(counted(len(layers), "BatchNorm layer") + (f" ({of_each})" if layers else ""))
+    facts += recognised_briefly(part.plan)
     if frozen := sum(plan.layer.frozen_already for plan in layers):
         facts.append(f"{frozen} frozen already")
     return facts
@@ -124,7 +126,7 @@ def _facts(part: InspectedStateDict) -> list[str]:
 
 def _notes(part: InspectedStateDict) -> list[str]:
     """Return what is left alone, left out or does not fit, a line each."""
-    lines = left_alone(part.plan, part.prefix, part.renamed)
+    lines = recognised_lines(part.plan) + left_alone(part.plan, part.prefix, part.renamed)
     lines += [f"does not fit the model: {text}" for text in part.misfits]
     if part.left_out:
         lines.append(f"left out: {named(_described(part.left_out), 5)}")

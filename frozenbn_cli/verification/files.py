@@ -293,8 +293,13 @@ class _Verification:
                 silent.append(name)
             eps[name] = found or source.eps
             # An original that does not hold it takes what the conversion was told.
-            is_told = source.eps.source == "assumed" and eps[name].source != "assumed"
-            sources[name] = replace(source, eps=eps[name]) if is_told else source
+            is_open = source.eps.source in ("assumed", "recognised")
+            if is_open and eps[name].source != "assumed":
+                sources[name] = replace(source, eps=eps[name])
+            else:
+                sources[name] = source
+                # One that was assumed then is no statement against what is recognised now.
+                eps[name] = source.eps if is_open else eps[name]
         claim = verify_layers(
             written,
             sources,

@@ -130,8 +130,8 @@ def _is_affine(source: BatchNorm) -> bool:
 def _eps_differs(source: BatchNorm, eps: Eps) -> str:
     if source.eps.value == eps.value:
         return ""
-    assumed = " (assumed)" if eps.source == "assumed" else ""
-    return f"eps {eps.value!r}{assumed} instead of {source.eps.value!r}"
+    guessed = f" ({eps.source})" if eps.source in ("assumed", "recognised") else ""
+    return f"eps {eps.value!r}{guessed} instead of {source.eps.value!r}"
 
 
 def _output_difference(

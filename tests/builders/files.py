@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
@@ -59,3 +59,13 @@ def save(path: Path, state: object, **options: object) -> Path:
         zipped = path.suffix != ".legacy"
         torch.save(state, path, _use_new_zipfile_serialization=zipped, **options)  # type: ignore[arg-type]
     return path
+
+
+def layers_like(model: nn.Module) -> State:
+    """Return well formed BatchNorm layers of the names and channels of a model's, and no more."""
+    layers = {
+        name: batch_norm(layer.running_var.numel())
+        for name, layer in model.named_modules()
+        if isinstance(getattr(layer, "running_var", None), Tensor)
+    }
+    return nested(**layers)

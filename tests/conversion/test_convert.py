@@ -120,6 +120,7 @@ def test_metadata_records_the_conversion(tmp_path: Path) -> None:
             "eps": 0.1 + 0.2,
             "include": [],
             "exclude": [],
+            "recognise": True,
             "force_unhealthy": False,
             "model": None,
         },

@@ -360,7 +360,8 @@ def test_the_options_stand_in_the_record(zoo: Path, tmp_path: Path) -> None:
         assert record == ConversionRecord.from_metadata({"frozenbn.conversion": record.to_text()})
     assert record.options == {
         "to": "safetensors", "key": None, "keep_prefix": False, "eps": 1e-3,
-        "include": ["bn1", "bn2"], "exclude": [], "force_unhealthy": False, "model": None,
+        "include": ["bn1", "bn2"], "exclude": [], "recognise": True,
+        "force_unhealthy": False, "model": None,
     }  # fmt: skip
 
 
