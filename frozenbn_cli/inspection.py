@@ -15,9 +15,10 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.batch_norms.findings import STRUCTURAL
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan, plan_state_dict
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
+from frozenbn_cli.checkpoints import StateDict, open_checkpoint
 from frozenbn_cli.errors import located
 from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.selection import Selection
 
@@ -168,9 +169,12 @@ def inspect_file(
         )
         with located(str(path)):
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
+            if model is not None and checkpoint.script:
+                raise no_model_wanted()
+            models = [fitted_to(part, model) for part in parts]
             inspected = tuple(
-                _inspect(*_described(part, checkpoint, model, rename=rename), planned)
-                for part in parts
+                _inspect(*_described(part, own, rename=rename), planned)
+                for part, own in zip(parts, models, strict=True)
             )
             if summarize:
                 inspected = tuple(
@@ -185,19 +189,17 @@ def inspect_file(
             beside=checkpoint.beside,
             foreign_names=checkpoint.foreign_names,
             advice=checkpoint.advice,
-            model=name_of_model(model),
+            model=", ".join(dict.fromkeys(map(name_of_model, models))),
             seconds=time.perf_counter() - started,
         )
 
 
 def _described(
-    part: StateDict, checkpoint: Checkpoint, model: Callable[[], Any] | None, *, rename: bool
+    part: StateDict, model: Callable[[], Any] | None, *, rename: bool
 ) -> tuple[StateDict, tuple[str, ...]]:
     """Return a state dict with what a model says of it, and how it does not fit that model."""
     if model is None:
         return part, ()
-    if checkpoint.script:
-        raise no_model_wanted()
     live_models = import_quietly("frozenbn_cli.live_models.building")
     described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(
         model, part, rename=rename

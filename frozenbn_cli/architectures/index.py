@@ -83,6 +83,11 @@ class Candidate:
     architectures: tuple[Architecture, ...]
     kinds: tuple[LayerKind, ...]
 
+    @property
+    def eps(self) -> tuple[float | None, ...]:
+        """Of each layer."""
+        return tuple(kind.eps for kind in self.kinds)
+
     def __str__(self) -> str:
         first, *others = self.architectures
         return f"{first} and {len(others)} more" if others else str(first)

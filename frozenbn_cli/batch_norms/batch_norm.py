@@ -60,8 +60,8 @@ class BatchNorm:
         channels: C, the number of channels.
         eps: With its source.
         spatial_dims: 2 for BatchNorm2d, 1 or 3 for its siblings, None where nothing tells.
-        dims_source: The entry that proves the number of dimensions, or the architecture that has it;
-            None if it is read from the layer's class or its code, or given, or nothing tells.
+        dims_source: The entry that proves the number of dimensions, or the architecture that has
+            it; None if it is read from the layer's class or its code, or given, or nothing tells.
         dims_given: Whether the user said how many dimensions there are.
         momentum: Of the running average; None where the file is silent, and nothing was recognised,
             or it is cumulative.
@@ -140,7 +140,9 @@ def find_batch_norms(
     facts_of = {name: state_dict.layers.get(name, LayerFacts()) for name in groups}
     channels_of = {name: _channels(tensors, facts_of[name]) for name, tensors in groups.items()}
     known: dict[str, RecognisedLayer] = {}
-    if may_recognise and any(facts_of[name].eps is None for name in groups.keys() - frozen.keys()):
+    if may_recognise and not all(
+        facts_of[name].states_eps for name in groups.keys() - frozen.keys()
+    ):
         known = recognise({name: channels_of[name] for name in with_statistics})
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
@@ -171,10 +173,12 @@ def find_batch_norms(
 
 
 def _eps(facts: LayerFacts, given: float | None, recognised: RecognisedLayer | None) -> Eps:
-    if facts.eps is not None:
+    if facts.eps is not None and facts.states_eps:
         return Eps(facts.eps, "read")
     if given is not None:
         return Eps(given, "given")
+    if facts.eps is not None:
+        return Eps(facts.eps, "recognised")
     if recognised and recognised.eps is not None:
         return Eps(recognised.eps, "recognised")
     return Eps(DEFAULT_EPS, "assumed")

@@ -37,6 +37,7 @@ class LayerFacts:
         obstacle: Why that code cannot be frozen; None if it can.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
+        eps_is_recognised: Whether eps is that of a model which nobody named.
         shares_with: The layers that it shares tensors with, where they stay shared in the output;
             its own name may be among them.
     """
@@ -52,6 +53,12 @@ class LayerFacts:
     always_batch_statistics: bool = False
     spatial_dims: int | None = None
     shares_with: frozenset[str] = frozenset()
+    eps_is_recognised: bool = False
+
+    @property
+    def states_eps(self) -> bool:
+        """Whether eps is known for certain."""
+        return self.eps is not None and not self.eps_is_recognised
 
 
 @dataclass(frozen=True, slots=True)

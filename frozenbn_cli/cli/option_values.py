@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.live_models.known_models import KnownModel, names_known_model
 from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.selection import Selection
 
@@ -87,7 +88,7 @@ def check_model_arguments(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
-def parse_model(target: str | None, arguments: list[str] | None) -> ModelTarget | None:
+def parse_model(target: str | None, arguments: list[str] | None) -> ModelTarget | KnownModel | None:
     """Return a model from the text of ``--model`` and ``--model-arg``.
 
     Raises:
@@ -98,7 +99,8 @@ def parse_model(target: str | None, arguments: list[str] | None) -> ModelTarget 
             raise UsageError("--model-arg is given, and no --model")
         return None
     pairs = (text.partition("=") for text in arguments or ())
-    return ModelTarget(target, {name: _json_or_text(value) for name, _, value in pairs})
+    values = {name: _json_or_text(value) for name, _, value in pairs}
+    return (KnownModel if names_known_model(target) else ModelTarget)(target, values)
 
 
 def _json_or_text(text: str) -> Any:

@@ -25,6 +25,7 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
     OUTPUTS,
@@ -159,9 +160,10 @@ class _Conversion:
         """Return the state dict with what the model says of its layers, if there is one."""
         if self._options.model is None:
             return part
+        if self._checkpoint.script and self._to == "torchscript":
+            raise no_model_wanted()
+        self._options = replace(self._options, model=fitted_to(part, self._options.model))
         if self._checkpoint.script:
-            if self._to == "torchscript":
-                raise no_model_wanted()
             return part
         live_models = import_quietly("frozenbn_cli.live_models.building")
         described, _ = live_models.described_by(

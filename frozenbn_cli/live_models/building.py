@@ -25,7 +25,7 @@ from frozenbn_cli.checkpoints.names import common_prefix, prefix_that_fits, rena
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.freezing.frozen_elsewhere import is_frozen_layer
 from frozenbn_cli.freezing.survey import BatchNormDecision, survey_batch_norms
-from frozenbn_cli.live_models.target import name_of_model
+from frozenbn_cli.live_models.target import identity_of_model, is_recognised, name_of_model
 from frozenbn_cli.wording import listed
 
 __all__ = [
@@ -154,6 +154,7 @@ class BuiltOnce:
 
     def __init__(self, model: Callable[[], Any]) -> None:
         self._model = model
+        self.is_recognised = is_recognised(model)
         self._built: nn.Module | None = None
 
     def __call__(self) -> nn.Module:
@@ -165,6 +166,14 @@ class BuiltOnce:
                 return copy.deepcopy(self._built)
         except Exception:  # Some models hold what cannot be copied.
             return build(self._model)
+
+    def __str__(self) -> str:
+        return name_of_model(self._model)
+
+    @property
+    def identity(self) -> str | None:
+        """That of the model."""
+        return identity_of_model(self._model)
 
 
 def unwrapped(model: Any) -> Any:
@@ -221,6 +230,11 @@ class Fit:
     reshaped: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def count(self) -> int:
+        """How many entries do not fit."""
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What does not fit, in words."""
         reshaped = [f"{name} ({shapes})" for name, shapes in self.reshaped.items()]
@@ -269,6 +283,8 @@ def described_by(
     facts: dict[str, LayerFacts] = {}
     for decision in survey_batch_norms(built):
         facts |= _facts(decision, modules[decision.names[0]])
+    if is_recognised(model):
+        facts = {name: replace(said, eps_is_recognised=True) for name, said in facts.items()}
     statistics = {name.rpartition(".")[0] for name in part.entries if name.endswith("running_var")}
     for name in statistics - facts.keys():
         if name in modules:

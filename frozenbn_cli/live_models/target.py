@@ -18,7 +18,13 @@ from typing import Any
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.importing import importable
 
-__all__ = ["ModelTarget", "identity_of_model", "name_of_model", "no_model_wanted"]
+__all__ = [
+    "ModelTarget",
+    "identity_of_model",
+    "is_recognised",
+    "name_of_model",
+    "no_model_wanted",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +134,16 @@ def name_of_model(model: object) -> str:
     """Return what to call that which builds a model; empty for None."""
     if model is None:
         return ""
-    return str(model) if isinstance(model, ModelTarget) else getattr(model, "__name__", repr(model))
+    return str(model) if hasattr(model, "identity") else getattr(model, "__name__", repr(model))
+
+
+def is_recognised(model: object) -> bool:
+    """Return whether nobody said that a file is of this model but the file's own layers."""
+    return bool(getattr(model, "is_recognised", False))
 
 
 def identity_of_model(model: object) -> str | None:
     """Return what tells that which builds a model from another, in every run; None for None."""
-    if model is None or isinstance(model, ModelTarget):
-        return model.identity if model else None
+    if model is None or hasattr(model, "identity"):
+        return getattr(model, "identity", None)
     return f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', repr(model))}"

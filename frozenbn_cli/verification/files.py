@@ -14,6 +14,7 @@ from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.live_models.building import BuiltOnce, described_by
+from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
@@ -110,9 +111,10 @@ def verify_files(
         UsageError: The model does not fit the files, or a pattern matches no layer.
     """
     options = options or VerifyOptions()
-    if options.model is not None:
-        options = replace(options, model=BuiltOnce(options.model))
     with open_checkpoint(original) as before, open_checkpoint(converted) as after:
+        if options.model is not None:
+            model = fitted_to(before.state_dict(options.key), options.model)
+            options = replace(options, model=model and BuiltOnce(model))
         return _Verification(before, after, options, progress).run()
 
 

@@ -18,6 +18,7 @@ from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.importing import importable
 from frozenbn_cli.live_models.building import build, foreign_code, load_state
+from frozenbn_cli.live_models.known_models import found_by_auto
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.torchscript.operators import unsafe_operators
@@ -29,6 +30,7 @@ from frozenbn_cli.verification.written import WrittenFile, to_tensor
 __all__ = ["archive_loader", "blank_loader", "frozen_loader", "original_loader"]
 
 _NO_MODEL = "a state dict holds no model that could be run; --model names one"
+_AUTO_WOULD = "a state dict holds no model that could be run; --model auto builds {} and runs it"
 _NEEDS_TRUST = (
     "needs --trust, since loading a pickled module executes code in the file; or name the model "
     "with --model"
@@ -62,7 +64,8 @@ def blank_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -
     if options.model is not None:
         return partial(build, options.model)
     if checkpoint.script or not part.is_module:
-        return _NO_MODEL
+        found = found_by_auto(part)
+        return _AUTO_WOULD.format(found) if found else _NO_MODEL
     if not options.trust:
         return _NEEDS_TRUST
     return partial(_unpickle, checkpoint.path, part)
