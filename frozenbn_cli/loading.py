@@ -265,6 +265,7 @@ class _Freezing:
             f"eps {had:g} of the model is kept; the file was verified with {value:g}, which was "
             f"recognised from its layers when it was converted: {listed(names)}"
             for (had, value), names in kept.items()
+            if had is not None
         ]
         return cls(model, new, eps, tuple(notes))
 

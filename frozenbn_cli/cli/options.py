@@ -80,7 +80,7 @@ INSPECT_EXAMPLES = _examples(
 CONVERT_EXAMPLES = _examples(
     "frozenbn convert model.pth",
     "frozenbn convert model.pth --eps 1e-3 -o frozen.safetensors",
-    "frozenbn convert model.pth --model torchvision.models:resnet50",
+    "frozenbn convert model.pth --model auto",
     "frozenbn convert model.pth --model my_model.py:build --to torchscript",
     "frozenbn convert scripted.pt --input-shape 1x3x224x224",
     "frozenbn convert model.pth --include 'backbone.*' --dry-run",
@@ -313,9 +313,11 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="TARGET",
-        help="What builds the model that the file belongs to: 'torchvision.models:resnet50' or "
-        "'path/file.py:callable'. Its code is run. It says each layer's class and eps, and is run "
-        "before and after to verify the result.",
+        help="What builds the model that the file belongs to: 'package.module:callable' or "
+        "'path/file.py:callable'; 'torchvision:resnet50' or 'timm:resnet50', with the number of "
+        "classes that the file has; or 'auto', for the one of these that its layers are "
+        "recognised as. Its code is run. It says each layer's class and eps, and is run before "
+        "and after to verify the result.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
