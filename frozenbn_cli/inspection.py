@@ -232,6 +232,8 @@ def _inspect(
 
 def _is_readable(plan: LayerPlan) -> bool:
     codes = {finding.code for finding in plan.findings}
+    if plan.layer.oddity:
+        return False
     return plan.layer.has_statistics and plan.layer.channels > 0 and not codes & STRUCTURAL
 
 

@@ -71,6 +71,7 @@ class BatchNorm:
         facts: All that the file says of it beside its entries.
         recognised: What the architecture says of it whose layers these are; None where none is
             recognised, or none was looked for.
+        oddity: Why it is no plain BatchNorm, though it has running statistics; None if it is one.
     """
 
     name: str
@@ -86,6 +87,7 @@ class BatchNorm:
     facts: LayerFacts = field(default_factory=LayerFacts)
     recognised: RecognisedLayer | None = None
     dims_given: bool = False
+    oddity: str | None = None
 
     @property
     def dims_known(self) -> Literal["read", "inferred", "given"] | None:
@@ -167,6 +169,7 @@ def find_batch_norms(
                 facts.frozen or name in frozen,
                 facts,
                 recognised,
+                oddity=_oddity(name, tensors, entries),
             )
         )
     return layers
@@ -189,6 +192,39 @@ def _momentum(facts: LayerFacts, recognised: RecognisedLayer | None) -> float | 
     if facts.momentum is not None or facts.type_name is not None or recognised is None:
         return facts.momentum
     return recognised.momentum
+
+
+def _oddity(
+    name: str, tensors: Mapping[Role, StoredTensor], entries: Mapping[str, StoredTensor]
+) -> str | None:
+    """Return why a group of entries is sound, and no plain BatchNorm all the same."""
+    prefix = f"{name}." if name else ""
+    for stored in _STORED_OTHERWISE:
+        if prefix + stored in entries:
+            return f"pruned or parametrised: it has {stored}"
+    if f"{prefix}scale" in entries and f"{prefix}zero_point" in entries:
+        return "quantised: it has scale and zero_point"
+    for role, tensor in tensors.items():
+        if role != "num_batches_tracked" and len(tensor.shape) != 1:
+            return f"its {role} has shape {list(tensor.shape)}, which no BatchNorm's has"
+    only = set(tensors) - {"num_batches_tracked"}
+    if len(only) == 1 and only <= {"running_mean", "running_var"}:
+        return f"its {only.pop()} stands alone, as in no BatchNorm"
+    if set(tensors) == {"running_mean", "running_var"} and tensors["running_var"].elements == 1:
+        return "statistics of one number and nothing else, as of what normalises rewards or inputs"
+    return None
+
+
+_STORED_OTHERWISE = [
+    form.format(role)
+    for role in ("weight", "bias")
+    for form in (
+        "{}_orig",
+        "{}_g",
+        "parametrizations.{}.original",
+        "parametrizations.{}.original0",
+    )
+]
 
 
 def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:

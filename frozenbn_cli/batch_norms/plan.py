@@ -159,7 +159,8 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
     layers = _as_said(layers, selection)
     plans = []
     for layer in layers:
-        findings = () if _is_instance_norm(layer) else examine(layer)
+        is_other = layer.oddity or _is_instance_norm(layer)
+        findings = () if is_other else examine(layer)
         reason = _reason_left(layer)
         unselected = None if reason else selection.reason_left_out([layer.name])
         reason = reason or unselected
@@ -264,6 +265,8 @@ def _together(plans: list[LayerPlan]) -> list[LayerPlan]:
 
 
 def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
+    if layer.oddity:
+        return ()
     if (
         layer.frozen_already
         or layer.facts.may_be_frozen
@@ -290,6 +293,8 @@ _STAYS_LIVE = Finding(
 def _reason_left(layer: BatchNorm) -> str | None:
     if layer.frozen_already:
         return "frozen already"
+    if layer.oddity:
+        return layer.oddity
     if layer.facts.may_be_frozen:
         return (
             "live or frozen already: version 1 without a count is what PyTorch 0.4.0 wrote for "

@@ -11,7 +11,7 @@ from frozenbn_cli.checkpoints.checkpoint import (
     StateDict,
     names_statistics,
 )
-from frozenbn_cli.checkpoints.likeness import likeness
+from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
 from frozenbn_cli.checkpoints.safetensors import open_safetensors
@@ -74,6 +74,11 @@ def open_checkpoint(
 
 
 def _open(source: ByteSource, naming: Naming) -> Checkpoint:
+    if source.path.suffix == ".distcp":  # Files of torch.save, one behind the other.
+        raise UnsupportedFileError(
+            "a part of a folder of torch.distributed.checkpoint",
+            advice=f"Make a file of the folder: {DCP_COMMAND.format(source.path.parent)}",
+        )
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.lstrip().startswith(b"{") and not looks_like_safetensors(head, source.size_bytes):
         return open_sharded(source, _open_one, naming=naming)

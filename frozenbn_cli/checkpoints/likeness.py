@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["likeness"]
+__all__ = ["DCP_COMMAND", "MODEL_SUFFIXES", "likeness"]
+
+MODEL_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
+"""How the names of files end that are taken for model files in a folder."""
+
+DCP_COMMAND = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
+"""Makes one file of a folder that `torch.distributed.checkpoint` wrote."""
 
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` gets the file itself)"),

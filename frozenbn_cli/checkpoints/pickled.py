@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
+from frozenbn_cli.checkpoints.likeness import MODEL_SUFFIXES
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
@@ -16,6 +17,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import LongBytes
+from frozenbn_cli.wording import listed
 
 __all__ = ["METADATA_KEY", "open_bare", "open_legacy", "open_zip"]
 
@@ -156,6 +158,16 @@ def _other_kind(archive: ZipArchive, names: set[str]) -> tuple[str, str] | None:
             "TorchScript archive from before PyTorch 1.4",
             "Load it with torch.jit.load of PyTorch 1.x and save it again.",
         )
+    if ".data/extern_modules" in names:
+        return (
+            "package of torch.package",
+            "Load it with torch.package.PackageImporter, and save the state_dict() of its model.",
+        )
+    if "MAR-INF/MANIFEST.json" in archive.records:
+        return (
+            "model archive of TorchServe",
+            f"Unpack it (unzip {archive.source.path.name}); the model is one of the files in it.",
+        )
     exported = {"archive_format", "serialized_exported_program.json"}
     if exported & names or exported & archive.records.keys():
         return "exported program (torch.export)", "Freeze the model and export it again."
@@ -168,6 +180,13 @@ def _root(archive: ZipArchive) -> str:
         name.removesuffix("data.pkl") for name in archive.records if name.endswith("/data.pkl")
     ]
     roots = [root for root in roots if root.count("/") == 1]
+    files = [name for name in archive.records if name.lower().endswith(MODEL_SUFFIXES)]
+    if not roots and files:
+        raise UnsupportedFileError(
+            "a ZIP archive with model files in it",
+            found=listed(files),
+            advice=f"Unpack it first: unzip {archive.source.path.name}",
+        )
     if len(roots) != 1:
         raise UnsupportedFileError(
             "a ZIP archive that PyTorch did not write",

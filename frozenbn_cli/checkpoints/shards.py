@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint, StateDict
+from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, MODEL_SUFFIXES
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.errors import DamagedFileError, InputError, UnsupportedFileError, located
 
-__all__ = ["MODEL_SUFFIXES", "indexes_in", "model_in", "open_sharded", "shards_of"]
-
-MODEL_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
-"""How the names of files end that are taken for model files in a folder."""
+__all__ = ["indexes_in", "model_in", "open_sharded", "shards_of"]
 
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _SHARD_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -61,22 +59,17 @@ def model_in(folder: Path) -> Path:
         same = len(safe) == 1 and {path.stem for path in files} <= {"model", "pytorch_model"}
         found = safe if same else files
     if len(found) != 1:
-        advice = ""
         if (folder / ".metadata").exists():
             raise UnsupportedFileError(
                 "is a folder of torch.distributed.checkpoint",
-                advice=f"Make a file of it: {_DCP.format(folder)}",
+                advice=f"Make a file of it: {DCP_COMMAND.format(folder)}",
             )
         raise InputError(
             "is a folder",
             expected="one model file or index in it",
             found=", ".join(path.name for path in found[:5]) or "none",
-            advice=advice,
         )
     return found[0]
-
-
-_DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 
 
 def open_sharded(

@@ -57,6 +57,7 @@ def find_state_dicts(root: Value, finder: TensorFinder, *, naming: Naming) -> Fo
     """
     candidates = dict(_candidates(root))
     if not candidates:
+        _check_called(root)
         raise UnsupportedFileError(
             expected="a state dict, a training checkpoint or a module", found=describe(root)
         )
@@ -73,6 +74,21 @@ def find_state_dicts(root: Value, finder: TensorFinder, *, naming: Naming) -> Fo
         {key: make for key, make in makers.items() if key not in keys},
         _beside(root, keys),
     )
+
+
+def _check_called(root: Value) -> None:
+    """Raise where a method was saved instead of what it returns.
+
+    Raises:
+        UnsupportedFileError: It was.
+    """
+    for value in (root, *(child for _, child in _inner(root))):
+        if isinstance(value, Call) and value.function.name == "getattr" and value.arguments[1:]:
+            name = describe(value.arguments[1]).strip("'")
+            raise UnsupportedFileError(
+                f"holds the method {name} itself, which was not called",
+                advice=f"Save what it returns: torch.save(model.{name}(), …).",
+            )
 
 
 def _kind(root: Value, parts: list[StateDict]) -> str:

@@ -212,7 +212,10 @@ class _Conversion:
             raise error
         if not plan.frozen:
             what = "no BatchNorm2d to freeze" if plan.layers else "no BatchNorm in it"
-            error = NothingToFreezeError(what, where=(self._place,), advice=self._checkpoint.advice)
+            advice = self._checkpoint.advice
+            if any("quantised" in reason for reason in planned.left_out.values()):
+                advice = "Its tensors are quantised; convert the model as it was before that."
+            error = NothingToFreezeError(what, where=(self._place,), advice=advice)
             error.result = replace(planned, outcome="nothing to freeze")
             raise error
 

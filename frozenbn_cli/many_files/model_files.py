@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.checkpoints.shards import MODEL_SUFFIXES, indexes_in, model_in, shards_of
+from frozenbn_cli.checkpoints.likeness import MODEL_SUFFIXES
+from frozenbn_cli.checkpoints.shards import indexes_in, model_in, shards_of
 from frozenbn_cli.errors import InputError, UsageError
 from frozenbn_cli.outputs import OutputFormat, default_output
 

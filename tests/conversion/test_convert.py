@@ -358,12 +358,6 @@ class TestStops:
         with pytest.raises(UnsupportedFileError, match="keeps the entry name"):
             convert_file(save(tmp_path / "a.pt", state))
 
-    def test_a_tensor_that_cannot_be_written(self, tmp_path: Path) -> None:
-        state = small_state() | {"graph": torch.eye(3).to_sparse()}
-
-        with pytest.raises(UnsupportedFileError, match=r"entry 'graph': a sparse tensor"):
-            convert_file(save(tmp_path / "a.pt", state))
-
     def test_an_output_without_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="folder does not exist"):
             convert_file(save(tmp_path / "a.pt", small_state()), tmp_path / "no" / "out")
