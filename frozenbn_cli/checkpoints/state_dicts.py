@@ -142,14 +142,20 @@ def _inner(value: Value) -> list[tuple[Value, Value]]:
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
     if not _is_object(value):
-        return items_of(value) or []
+        # What derives from a dict is one if items are set on it.
+        return items_of(value) or (value.items if isinstance(value, Call) else [])
     # What derives from a tuple gets its fields as arguments of `__new__`.
     fields = list(enumerate(value.arguments)) if value.is_new else []
     return [*fields, *attributes_of(value).items()]
 
 
 def _is_object(value: Value) -> bool:
-    return isinstance(value, Call) and items_of(value) is None and not is_tensor(value)
+    return (
+        isinstance(value, Call)
+        and items_of(value) is None
+        and not value.items
+        and not is_tensor(value)
+    )
 
 
 def _tensor_count(value: Value) -> int:

@@ -297,6 +297,9 @@ class _Machine:
         reference = None
         if isinstance(function, PersistentId) and function.names_class:
             reference, function = function, function.value[1]
+        if isinstance(function, Call) and not self._has_enums:
+            # cloudpickle and dill make classes and functions, and call these.
+            function = _made_by(function)
         if not isinstance(function, Global):
             raise self._damaged("a call", expected="of a global", found=describe(function))
         is_enum = self._has_enums and not is_new and not isinstance(arguments, tuple)
@@ -350,6 +353,16 @@ class _Machine:
 
 
 _Handler: TypeAlias = Callable[[_Machine, Any], None]
+
+
+def _made_by(call: Call) -> Global:
+    """Return what to call that which a call makes: by what it was given for a name."""
+    attributes = next((value for value in call.arguments if isinstance(value, dict)), {})
+    module = attributes.get("__module__")
+    name = next((value for value in call.arguments if isinstance(value, str)), call.function.name)
+    # Never the name of a class whose code is known.
+    made = f"{name}, made in the file"
+    return Global(module if isinstance(module, str) else call.function.module, made)
 
 
 def _constant(make: Callable[[], Value]) -> _Handler:

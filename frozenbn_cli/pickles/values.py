@@ -99,16 +99,14 @@ _MAPPINGS = {
 
 
 def items_of(value: Value) -> list[tuple[Value, Value]] | None:
-    """Return the keys and values of a dict or what derives from it; None for anything else.
+    """Return the keys and values of a dict, an OrderedDict or their like; None for anything else.
 
     An OrderedDict of old Python 2 pickles gets its items as an argument: a list of pairs.
     """
     if isinstance(value, dict):
         return list(value.items())
-    if not isinstance(value, Call):
+    if not isinstance(value, Call) or value.function not in _MAPPINGS:
         return None
-    if value.function not in _MAPPINGS:  # A class of its own is a dict if items are set on it.
-        return list(value.items) or None
     given: list[tuple[Value, Value]] = []
     for argument in value.arguments:
         if isinstance(argument, list) and all(
