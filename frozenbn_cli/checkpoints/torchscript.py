@@ -20,6 +20,7 @@ from frozenbn_cli.torchscript.script_archive import (
     is_tensor_call,
     storage_keys,
 )
+from frozenbn_cli.torchscript.tensor_flow import follow_tensors
 
 __all__ = ["METADATA_KEY", "open_torchscript", "record_path"]
 
@@ -87,7 +88,7 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
                         unsupported[prefix + role] = error.problem
     layers = [module for module in script.modules if _is_layer(module)]
     shared = _shared(layers)
-    obstacles = script.obstacles_elsewhere()
+    obstacles = follow_tensors(script).obstacles(script)
     facts = {
         module.name: _facts(
             script,

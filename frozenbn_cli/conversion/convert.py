@@ -47,6 +47,7 @@ __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 _SKIPPED = "skipped by --no-verify"
+_OUR_BUG = "Please report this as a bug of frozenbn."
 
 
 def convert_file(
@@ -389,7 +390,7 @@ def _refuse_difference(result: ConversionResult) -> None:
             error = VerificationError(
                 f"{claim.name}: {claim.detail}",
                 where=(str(result.output_path),),
-                advice="Nothing was written. Please report this as a bug of frozenbn.",
+                advice=f"Nothing was written. {claim.advice or _OUR_BUG}",
             )
             error.result = replace(result, outcome="different")
             raise error

@@ -46,6 +46,11 @@ class Inputs:
         keywords: dict[str, Any] = _copied(dict(self.keywords), dtype)
         return _copied(self.arguments, dtype), keywords
 
+    def doubled(self) -> Inputs:
+        """Return inputs of twice the batch, since BatchNorm cannot train on a single value."""
+        keywords: dict[str, Any] = _doubled(dict(self.keywords))
+        return Inputs(_doubled(self.arguments), keywords, self.shown)
+
 
 def _copied(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
@@ -54,6 +59,16 @@ def _copied(value: Any, dtype: torch.dtype) -> Any:
         return type(value)(_copied(part, dtype) for part in value)
     if isinstance(value, dict):
         return {name: _copied(part, dtype) for name, part in value.items()}
+    return value
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value]) if value.dim() > 1 else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_doubled(part) for part in value)
+    if isinstance(value, dict):
+        return {name: _doubled(part) for name, part in value.items()}
     return value
 
 

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from frozenbn_cli.torchscript.flag_influence import influence_of_flag
 from frozenbn_cli.torchscript.source_code import ClassSource, Span, dotted
 
-__all__ = ["BatchNormCode", "foreign_uses", "module_reads", "read_batch_norm_code"]
+__all__ = ["BatchNormCode", "module_reads", "read_batch_norm_code"]
 
 _FUNCTIONAL = re.compile(r"__torch__\.torch\.nn\.functional(\.___torch_mangle_\d+)?\.batch_norm")
-_RANDOM = re.compile(r".*dropout.*|rand.*|bernoulli.*|normal_?|uniform_?|exponential_|multinomial")
 _TRAINING, _MOMENTUM, _EPS = 5, 6, 7  # The places of both functions' arguments.
 _STATISTICS = ("self", "running_mean"), ("self", "running_var")
 _SELF_TRAINING = ("self", "training")
-_USED_ELSEWHERE = re.compile(rb"(?<!\bself)\.(?:running_mean|training)\b")
 _INDENT = 2
 # What PyTorch's classes, and those that inherit from them, say to an input of other dimensions.
 _EXPECTED = re.compile(rb"expected (2D or 3D|4D|5D) input")
@@ -74,6 +73,10 @@ def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> Bat
         code.always_batch_statistics |= method.always_batch_statistics
         eps |= set(method.eps)
         momenta |= set(method.momenta)
+    influence = influence_of_flag(source)
+    code.obstacle = influence.beside or code.obstacle
+    if influence.counts_in_eval and not code.always_batch_statistics:
+        code.obstacle = code.obstacle or "its code counts batches in eval too"
     if source.has_hooks:
         code.obstacle = "it has forward hooks, whose code is not its own"
     if source.methods and not code.calls and not code.obstacle:
@@ -99,31 +102,6 @@ def module_reads(source: ClassSource, name: str) -> Iterator[tuple[Path, Any]]:
                 path = _resolve(node, aliases)
                 if path is None or len(path) > 2 or path[0] != "self":
                     yield path or ("", node.attr), node
-
-
-def foreign_uses(source: ClassSource) -> Iterator[tuple[Path, str]]:
-    """Yield where a class does to another module what no frozen layer could be kept from.
-
-    Yields:
-        The path from ``self`` to an attribute of that module, and what is done, in words.
-    """
-    start, end = source.file.line_span(source.node)
-    if not _USED_ELSEWHERE.search(source.file.text, start, end):
-        return
-    for function in source.methods:
-        aliases = _all_aliases(function)
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call):
-                for argument in _statistics(node, aliases) or []:
-                    path = _resolve(argument, aliases) or ()
-                    flag = node.args[_TRAINING]
-                    follows = _resolve(flag, aliases) == (*path[:-1], "training")
-                    if len(path) > 2 and not follows and not _is_false(flag):
-                        yield path, "other code normalises with its statistics by another flag"
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-                path = _resolve(node.targets[0], aliases) or ()
-                if len(path) > 2 and path[-1] == "training" and not _is_false(node.value):
-                    yield path, "other code sets its training flag"
 
 
 def _is_false(node: ast.expr) -> bool:
@@ -159,14 +137,6 @@ def _self_alias(function: ast.FunctionDef) -> dict[str, Path]:
 def _resolve(node: ast.expr, aliases: dict[str, Path]) -> Path | None:
     path = dotted(node)
     return (*aliases.get(path[0], (path[0],)), *path[1:]) if path else None
-
-
-def _called(statements: list[ast.stmt]) -> Iterator[str]:
-    """Yield the last names of the functions that statements call."""
-    for statement in statements:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Call) and (path := dotted(node.func)):
-                yield path[-1]
 
 
 def _assigned(statement: ast.stmt) -> Iterator[str]:
@@ -271,11 +241,7 @@ class _Method:
             self._expression(statement.test)
             self._both_branches(statement)
             return
-        chosen, dropped = (statement.body, statement.orelse)[:: 1 if truth else -1]
-        if self._is_flag(statement.test):
-            for name in _called(dropped):
-                if _RANDOM.fullmatch(name):
-                    self._refuse(f"its code does something random in training ({name})")
+        chosen = statement.body if truth else statement.orelse
         self._keep_branch(statement, chosen)
         self._block(chosen)
 
@@ -339,15 +305,12 @@ class _Method:
         return None
 
     def _expression(self, node: ast.expr) -> None:
-        """Look for calls of `batch_norm`, and for the training flag where it must not be."""
+        """Look for calls of `batch_norm`."""
         if isinstance(node, ast.Call) and (statistics := _statistics(node, self._aliases)):
             for place, argument in enumerate(node.args):
                 if place != _TRAINING:
                     self._expression(argument)
             self._batch_norm(node, statistics)
-            return
-        if self._is_flag(node):
-            self._refuse("its code uses the training flag for more than normalising")
             return
         for part in ast.iter_child_nodes(node):
             if isinstance(part, ast.expr):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,7 @@ from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
-from frozenbn_cli.torchscript.batch_norm_code import (
-    BatchNormCode,
-    foreign_uses,
-    read_batch_norm_code,
-)
+from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
 from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
 
 __all__ = [
@@ -143,6 +140,20 @@ class ScriptArchive:
                 self._files[path] = CodeFile(path, self.text(path))
         return self._files[path]
 
+    def class_named(self, name: str) -> ClassSource | None:
+        """Return the class of a qualified name; None if the archive does not hold it."""
+        file = self._file_of(name)
+        return file.classes.get(name) if file else None
+
+    def function(self, name: str) -> ast.FunctionDef | None:
+        """Return the function of a qualified name; None if the archive does not hold it."""
+        file = self._file_of(name)
+        return file.functions.get(name) if file else None
+
+    def _file_of(self, name: str) -> CodeFile | None:
+        path = file_of(name)
+        return self.file(path) if f"{self.root}code/{path}" in self.archive.records else None
+
     def class_of(self, value: Value) -> ClassSource | None:
         """Return the class of a module object; None for any other value.
 
@@ -156,12 +167,9 @@ class ScriptArchive:
         name = _qualified(value.function)
         if not name.startswith("__torch__.") or name.startswith("__torch__.torch.classes."):
             return None
-        path = file_of(name)
-        if f"{self.root}code/{path}" not in self.archive.records:
-            raise DamagedFileError(f"the code of {name!a} is missing", expected=f"code/{path}")
-        source = self.file(path).classes.get(name)
+        source = self.class_named(name)
         if source is None:
-            raise DamagedFileError(f"the code of {name!a} is missing", where=(f"code/{path}",))
+            raise DamagedFileError(f"the code of {name!a} is missing, in code/{file_of(name)}")
         return source if source.is_module and not source.restores_itself else None
 
     def _walk(self) -> Iterator[ScriptModule]:
@@ -194,19 +202,6 @@ class ScriptArchive:
         if key not in self._codes:
             self._codes[key] = read_batch_norm_code(module.source, module.attributes)
         return self._codes[key]
-
-    def obstacles_elsewhere(self) -> dict[int, str]:
-        """Return why objects cannot be frozen that are used by the code of others, by identity."""
-        uses: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-        obstacles: dict[int, str] = {}
-        for module in self.modules:
-            name = module.source.name
-            if name not in uses:
-                uses[name] = list(foreign_uses(module.source))
-            for path, obstacle in uses[name]:
-                if layer := module_at(module.value, path):
-                    obstacles[id(layer)] = obstacle
-        return obstacles
 
     @property
     def is_scripted(self) -> bool:

@@ -78,6 +78,7 @@ class CodeFile:
         path: Below ``code/``.
         text: Its bytes.
         classes: The classes in it, by qualified name.
+        functions: The functions in it, likewise.
         header: What has to stand in front of a class in a file of its own.
 
     Raises:
@@ -91,10 +92,13 @@ class CodeFile:
         self._line_starts = [0, *(found.end() for found in re.finditer(rb"\n", text))]
         module = path.removesuffix(".py").replace("/", ".")
         self.classes: dict[str, ClassSource] = {}
+        self.functions: dict[str, ast.FunctionDef] = {}
         for node in self.tree.body:
             if isinstance(node, ast.ClassDef):
                 name = f"{module}.{real_name(node.name)}"
                 self.classes[name] = ClassSource(name, self, node)
+            elif isinstance(node, ast.FunctionDef):
+                self.functions[f"{module}.{real_name(node.name)}"] = node
         self.header = b"".join(
             self.lines(node) for node in self.tree.body if isinstance(node, ast.Assign)
         )
@@ -191,7 +195,16 @@ class ClassSource:
     @property
     def is_module(self) -> bool:
         """Whether it is a module, rather than an interface, a tuple or a plain class."""
-        return [base.id for base in self.node.bases if isinstance(base, ast.Name)] == ["Module"]
+        return self._bases == ["Module"]
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether it is a named tuple."""
+        return self._bases == ["NamedTuple"]
+
+    @property
+    def _bases(self) -> list[str]:
+        return [base.id for base in self.node.bases if isinstance(base, ast.Name)]
 
     @property
     def has_hooks(self) -> bool:

@@ -91,6 +91,7 @@ class Claim:
         checked: How many entries, layers or outputs were compared.
         differences: Every one that was found, in the order of the model; tolerated ones too.
         begins: Where along its layers a model's outputs begin to differ; empty if unknown.
+        advice: What to do about a difference that is the model's own; empty for other ones.
     """
 
     name: ClaimName
@@ -99,6 +100,7 @@ class Claim:
     checked: int = 0
     differences: tuple[Difference, ...] = ()
     begins: str = ""
+    advice: str = ""
 
     @property
     def smallest_atol(self) -> float | None:

@@ -30,6 +30,7 @@ from frozenbn_cli.verification.leaves import (
     leaf_differences,
     leaves_of,
 )
+from frozenbn_cli.verification.staying import changes_of_frozen, claim_of_changes, train_once
 from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
 __all__ = ["Loader", "find_inputs", "verify_model"]
@@ -48,7 +49,8 @@ def verify_model(
     """Run two models on the same inputs and compare what comes out, bit by bit.
 
     First in eval; then with the frozen layers of the second alone in training mode, in which they
-    must not change anything, themselves included.
+    must not change anything; then with all of it in training mode. No buffer of a frozen layer may
+    change in any of these, also where it does in the original.
 
     Args:
         before: Loads the original, or says why it cannot be run.
@@ -123,16 +125,20 @@ def _ran(model: Any, inputs: Inputs) -> _Run:
         after = _buffers(model)
     except Exception as error:  # As above.
         raise _ModelError(error) from error
-    changed = {
+    return _Run(inputs, outputs, _changed(buffers, after))
+
+
+def _changed(before: dict[str, Leaves], after: dict[str, Leaves]) -> dict[str, Leaves]:
+    return {
         name: value
         for name, value in after.items()
-        if name not in buffers or leaf_differences(buffers[name], value, EXACT)
+        if name not in before or leaf_differences(before[name], value, EXACT)
     }
-    return _Run(inputs, outputs, changed)
 
 
 def _buffers(model: Any) -> dict[str, Leaves]:
-    return {name: leaves_of(value, name) for name, value in model.named_buffers()}
+    named = model.named_buffers(remove_duplicate=False)
+    return {name: leaves_of(value, name) for name, value in named}
 
 
 def _outputs(model: Any, inputs: Inputs) -> Leaves:
@@ -193,6 +199,8 @@ class _Comparison:
     tolerance: Tolerance
     _tolerated: list[Difference] = field(default_factory=list)
     _is_scripted: bool = False
+    # Buffers of frozen layers that change all the same.
+    _changes: list[Difference] = field(default_factory=list)
 
     def run(self) -> Claim:
         model = None
@@ -214,10 +222,28 @@ class _Comparison:
                 if torch_jit.is_script_module(_load(self.before)):
                     raise
                 differences = [Difference("the converted file", error.problem)]
+            if self._changes:
+                return claim_of_changes(self._changes, f"{mode}, on {self._shown()}")
             if _matter(differences):
                 return self._different(differences, mode, in_training)
             self._tolerated = self._tolerated or differences
-        return self._equal()
+        said = self._train()
+        if self._changes:
+            mode = "with the whole model in train()"
+            return claim_of_changes(self._changes, f"{mode}, on {self._shown()}")
+        return self._equal(said)
+
+    def _train(self) -> str:
+        """Run the converted with all of it in training mode; return in words what came of it."""
+        inputs = self.runs[0].inputs
+        for each in (inputs, inputs.doubled()):
+            model = _load(self.after)
+            before = _buffers(model)
+            reason = train_once(model, each)
+            self._changes += changes_of_frozen(_changed(before, _buffers(model)), self.frozen)
+            if reason is None or self._changes:
+                return "frozen layers do not change in train() either"
+        return f"in train() it does not run on this ({reason})"
 
     def _differences(self, model: Any, in_training: list[str]) -> list[Difference]:
         for name in in_training:
@@ -225,6 +251,7 @@ class _Comparison:
         found: list[Difference] = []
         for run in self.runs:
             again = _ran(model, run.inputs)
+            self._changes += changes_of_frozen(again.changed, self.frozen)
             found += leaf_differences(run.outputs, again.outputs, self.tolerance)
             found += self._buffer_differences(run, again)
             if _matter(found):
@@ -282,7 +309,7 @@ class _Comparison:
             begins = self._begins(in_training) or ""
         return Claim("model", "different", said, count, tuple(differences), begins)
 
-    def _equal(self) -> Claim:
+    def _equal(self, in_training: str) -> Claim:
         count = count_values(self.runs[0].outputs)
         detail = f"outputs on {self._shown()}, in eval and with the frozen layers in training mode"
         if not any(has_numbers(run.outputs) for run in self.runs):
@@ -297,7 +324,7 @@ class _Comparison:
             if not told_by:
                 return _not_verified(f"{detail}, nor do those of its layers; give --inputs")
             detail += f"; those of {len(told_by):,} of {len(self.frozen):,} frozen layers are equal"
-        detail += tolerated_text(self._tolerated, self.tolerance, "outputs")
+        detail += f"; {in_training}" + tolerated_text(self._tolerated, self.tolerance, "outputs")
         return Claim("model", "equal", detail, count, tuple(self._tolerated))
 
     def _shown(self) -> str:

@@ -310,33 +310,14 @@ class CountingOne(nn.Module):
         return self.block(self.conv(x)) + (0 if count is None else count)
 
 
-class Reading(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        if self.bn.training:
-            x = x * 2
-        if self.training:
-            x = x * 3
-        return x
-
-
 class NormTwice(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:  # noqa: SIM108
-            shift = 1.0
-        else:
-            shift = 2.0
         for _ in range(2):
             x = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
                 self.training or not self.track_running_stats, 0.1, self.eps,
             )  # fmt: skip
-        return self.twice(x) + shift
+        return self.twice(x)
 
     @torch.jit.export
     def twice(self, x: Tensor) -> Tensor:
@@ -404,18 +385,17 @@ class CountsTurns(nn.BatchNorm2d):
 
 
 class AsksAgain(nn.BatchNorm2d):
-    """Branches of the training flag within each other, some of which come to nothing."""
+    """Branches of the training flag within each other, that come to nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            x = x * 2
             if self.training:
                 print("never")
             if x.dim() == 4:
                 if self.training:
                     print("never")
                 else:
-                    x = x + 1
+                    pass
         return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
 
 

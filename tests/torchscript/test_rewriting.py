@@ -75,7 +75,6 @@ from tests.builders.script_models import (
     NormTwice,
     OddOutputs,
     Pooled,
-    Reading,
     ScaledElsewhere,
     SetsItsFlag,
     Several,
@@ -297,14 +296,6 @@ class TestWhatCodeReads:
         counts = [name for name in load(output).state_dict() if "tracked" in name]
         assert counts == ["block.1.num_batches_tracked"]
 
-    def test_a_flag_that_a_parent_reads_is_that_of_eval(self, tmp_path: Path) -> None:
-        path = make("scripted", Reading(), tmp_path / "a.pt")
-
-        output = assert_freezes(path, IMAGE, frozen={"bn"})
-
-        in_eval, trained = run(load(output), (IMAGE,)), run(load(output).train(), (IMAGE,))
-        assert_same_bits(trained, in_eval * 3)
-
     def test_what_a_layer_does_beside_normalising_stays(self, tmp_path: Path) -> None:
         path = make("scripted", Chain(NormTwice(4, eps=0.5)), tmp_path / "a.pt")
 
@@ -316,7 +307,7 @@ class TestWhatCodeReads:
         ("layer", "reason"),
         [
             (lambda: DropsToo(4), "uses the training flag for more than normalising"),
-            (lambda: AddsNoise(4), "does something random in training (rand_like)"),
+            (lambda: AddsNoise(4), "for more than normalising (rand_like in forward)"),
             (lambda: DecidesByWeight(4), "decides by more than the training flag"),
             (lambda: Borrows(4), "statistics that are not its own"),
             (lambda: Forgets(4), "does not call batch_norm with its own statistics"),
@@ -342,8 +333,9 @@ class TestWhatCodeReads:
 
         layers = inspect_file(path).state_dicts[0].plan.layers
         assert {plan.layer.name: plan.reason for plan in layers if plan.reason} == {
-            "by_another_flag": "other code normalises with its statistics by another flag",
-            "switched": "other code sets its training flag",
+            "by_another_flag": "its running_mean serves batch_norm in UsesStatistics.forward by "
+            "another flag than the layer's own",
+            "switched": "other code sets its training flag (UsesStatistics.forward)",
         }
         trained = load(output).train()
         before = {name: value.clone() for name, value in trained.named_buffers()}
