@@ -67,9 +67,9 @@ DTYPES = {
         DType("int32", 4, "I32", "IntStorage", "int"),
         DType("int16", 2, "I16", "ShortStorage", "int"),
         DType("int8", 1, "I8", "CharStorage", "int"),
-        DType("uint64", 8, "U64", None, "int"),
-        DType("uint32", 4, "U32", None, "int"),
-        DType("uint16", 2, "U16", None, "int"),
+        DType("uint64", 8, "U64", "UInt64Storage", "int"),
+        DType("uint32", 4, "U32", "UInt32Storage", "int"),
+        DType("uint16", 2, "U16", "UInt16Storage", "int"),
         DType("uint8", 1, "U8", "ByteStorage", "int"),
         DType("bool", 1, "BOOL", "BoolStorage", "bool"),
     )

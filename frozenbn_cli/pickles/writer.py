@@ -11,6 +11,9 @@ complete; and references to storages in the memo, or each would load a storage o
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from frozenbn_cli.errors import UnsupportedFileError
@@ -19,7 +22,8 @@ from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, descr
 __all__ = ["write_pickle"]
 
 _BATCH = 1000  # Python's pickler sets so many items at a time.
-_MAX_DEPTH = 200
+_MAX_DEPTH = 500  # PyTorch's readers follow this far; each module takes two levels.
+_FRAMES_PER_LEVEL = 4
 
 
 def write_pickle(value: Value, *, for_torchscript: bool = False) -> bytes:
@@ -33,8 +37,20 @@ def write_pickle(value: Value, *, for_torchscript: bool = False) -> bytes:
         UnsupportedFileError: The value is nested too deeply, or of a type that is not inert.
     """
     writer = _TorchScriptWriter() if for_torchscript else _Writer()
-    writer.save(value, 0)
+    with _room_for_frames(_MAX_DEPTH * _FRAMES_PER_LEVEL):
+        writer.save(value, 0)
     return b"\x80" + bytes([writer.protocol]) + bytes(writer.written) + b"."
+
+
+@contextmanager
+def _room_for_frames(count: int) -> Iterator[None]:
+    """Let Python call as deep as values may be nested, on top of where it is."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + count)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class _Writer:
@@ -226,7 +242,7 @@ class _Writer:
 
 class _TorchScriptWriter(_Writer):
     def _save_long(self, value: int) -> None:
-        if value.bit_length() > 63:
+        if not -(1 << 63) <= value < 1 << 63:
             raise UnsupportedFileError(f"TorchScript cannot hold {describe(value)}")
         self.written += b"\x8a\x08" + struct.pack("<q", value)
 
