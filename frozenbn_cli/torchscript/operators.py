@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.torchscript.source_code import dotted
@@ -32,14 +32,53 @@ def unsafe_operators(script: ScriptArchive) -> list[str]:
     return list(found)
 
 
-def _unsafe(tree: ast.AST) -> Iterator[str]:
+def _unsafe(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        for part in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(part, ast.FunctionDef):
+                yield from _unsafe_in_function(part)
+            elif isinstance(part, ast.AnnAssign):
+                # The attribute itself may have any name.
+                yield from _unsafe_names(part.annotation, ())
+                yield from _unsafe_names(part.value or ast.Pass(), ())
+            else:
+                yield from _unsafe_names(part, ())
+
+
+def _unsafe_in_function(function: ast.FunctionDef) -> Iterator[str]:
+    """Yield what is unsafe; a submodule may be called ``ops`` or ``torch`` in what comes next."""
+    yield from _unsafe_names(function.args, ())
+    owner = function.args.args[0].arg if function.args.args else ""
+    shadowed: frozenset[str] = frozenset()
+    for statement in function.body:
+        names = {
+            node.id
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        if isinstance(statement, ast.Assign) and _is_part_of(owner, statement):
+            yield from _unsafe_names(statement.value, shadowed)
+            shadowed |= names
+        else:
+            yield from _unsafe_names(statement, shadowed - names)
+            shadowed -= names
+
+
+def _is_part_of(owner: str, statement: ast.Assign) -> bool:
+    """Return whether a name is given to an attribute of the module itself."""
+    path = dotted(statement.value)
+    is_own = path is not None and len(path) > 1 and path[0] == owner
+    return is_own and owner not in ("ops", "torch") and isinstance(statement.targets[0], ast.Name)
+
+
+def _unsafe_names(tree: ast.AST, shadowed: Collection[str]) -> Iterator[str]:
     beginnings: set[ast.AST] = set()
     for node in ast.walk(tree):
         path = dotted(node) if isinstance(node, (ast.Attribute, ast.Call, ast.Name)) else None
         if not path:
             continue
         # Parents come first: what only begins a longer name is known by now.
-        if node not in beginnings and not _is_safe(path):
+        if node not in beginnings and path[0] not in shadowed and not _is_safe(path):
             yield ".".join(path)
         beginnings.add(_beginning(node))
 
