@@ -62,7 +62,7 @@ class InspectedStateDict:
         renamed: What else names begin with in the file, and what instead here.
         entries: The number of tensors.
         elements: The number of their elements, per dtype.
-        left_out: What else it holds, which is no tensor: name and description.
+        left_out: What else it holds, which is no entry: name and description.
         unsupported: Tensors that `convert` cannot write, such as sparse ones.
         plan: The BatchNorm layers, findings, and what `convert` would do.
         statistics: Of each layer that has readable ones, by name.

@@ -65,6 +65,7 @@ LABELS = {
     "never_formed": "never formed",
     "folded": "folded statistics",
     "hardly_formed": "hardly formed",
+    "eps_unsettled": "eps unknown",
     "eps_matters": "eps matters",
     "eps_ambiguous": "eps ambiguous",
     "eps_contradicts": "eps is another there",
@@ -85,6 +86,7 @@ ADVICE = {
     "negative_variance": "Something rewrote the variances; use the original checkpoint.",
     "never_formed": "Train with BatchNorm first, or load pretrained weights.",
     "hardly_formed": "Train longer with BatchNorm before freezing.",
+    "eps_unsettled": "Pass it with --eps, or keep the archive's own code with --to torchscript.",
     "eps_matters": "Pass the model's own value with --eps.",
     "eps_ambiguous": "Their layers have the same names and sizes; pass your model's with --eps.",
     "dims_assumed": "Settle it with --dims-of NAME=1d, 2d or 3d, or with --model.",
@@ -98,6 +100,8 @@ STRUCTURAL = {"incomplete", "not_floating", "lengths_differ", "traced_in_trainin
 
 def examine(layer: BatchNorm) -> tuple[Finding, ...]:
     """Return the findings on a layer's statistics and affine; reads these and nothing else."""
+    if layer.facts.live:
+        return ()
     if not layer.has_statistics:
         return (Finding("no_statistics", "note", "no running statistics"),)
     if layer.facts.always_batch_statistics:
@@ -207,6 +211,12 @@ def _scales(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator
     variances = values["running_var"]
     eps = layer.eps.value
     by_eps = layer.recognised.by_eps if layer.recognised else {}
+    if layer.facts.eps_is_unsettled and layer.eps.source == "assumed":
+        yield Finding(
+            "eps_unsettled",
+            "warning",
+            f"eps is unknown: the code uses several, or computes it ({eps:g} is assumed)",
+        )
     if layer.eps.source == "assumed" and len(by_eps) > 1:
         yield _ambiguous(eps, by_eps, variances)
     elif layer.eps.source == "assumed":

@@ -302,6 +302,8 @@ def _reason_left(layer: BatchNorm) -> str | None:
         )
     if _is_instance_norm(layer):
         return f"{layer.type_name}, no BatchNorm"
+    if layer.facts.live:
+        return layer.facts.live
     if not layer.has_statistics:
         return "no running statistics (track_running_stats=False)"
     if layer.spatial_dims not in (None, 2):

@@ -30,11 +30,14 @@ class LayerFacts:
         type_name: The layer's class, with its module.
         channels: C.
         eps: Added to the variance.
+        eps_is_unsettled: Whether the code uses several, or one that it computes.
         momentum: Of the running average; None also stands for a cumulative one.
         frozen: Whether the layer is a frozen one.
         may_be_frozen: Whether it may be a frozen one or a live one, for all that the file says.
         code_is_known: Whether the code of its class was read, so that its name does not matter.
         obstacle: Why that code cannot be frozen; None if it can.
+        live: How it normalises, and goes on learning, where it is no layer of PyTorch's kind; None
+            for all that are.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
         eps_is_recognised: Whether eps is that of a model which nobody named.
@@ -45,11 +48,13 @@ class LayerFacts:
     type_name: str | None = None
     channels: int | None = None
     eps: float | None = None
+    eps_is_unsettled: bool = False
     momentum: float | None = None
     frozen: bool = False
     may_be_frozen: bool = False
     code_is_known: bool = False
     obstacle: str | None = None
+    live: str | None = None
     always_batch_statistics: bool = False
     spatial_dims: int | None = None
     shares_with: frozenset[str] = frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -20,7 +21,9 @@ from frozenbn_cli.torchscript.script_archive import (
     is_tensor_call,
     storage_keys,
 )
+from frozenbn_cli.torchscript.source_code import type_name_of
 from frozenbn_cli.torchscript.tensor_flow import follow_tensors
+from frozenbn_cli.torchscript.tensors_beside import is_on_meta, joined, other_tensors
 
 __all__ = ["METADATA_KEY", "open_torchscript", "record_path"]
 
@@ -28,6 +31,7 @@ METADATA_KEY = "frozenbn.conversion"
 """Where a file carries the record of its conversion."""
 
 _STATISTICS_AND_AFFINE = ("weight", "bias", "running_mean", "running_var")
+_DIMS_IN_NAME = re.compile(r"(?<!\d)([123])[dD](?![a-z])")
 _FOLDED = "torch.jit.freeze has folded its layers into the code; convert what it was made of."
 
 
@@ -73,22 +77,38 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
     """Return what ``state_dict()`` of the loaded module would be."""
     entries: dict[str, StoredTensor] = {}
     unsupported: dict[str, str] = {}
-    for module in script.modules:
-        prefix = f"{module.name}." if module.name else ""
-        for list_name in ("__parameters__", "__buffers__"):
-            for role in module.source.listed(list_name):
-                value = module.attributes.get(role)
-                if not isinstance(value, Call) or not is_tensor_call(value):
-                    continue
-                with located(f"entry {prefix + role!a}"):
-                    finder.names.take(prefix + role, value)
-                    try:
-                        entries[prefix + role] = finder.tensor(value)
-                    except UnsupportedFileError as error:
-                        unsupported[prefix + role] = error.problem
+    found: set[int] = set()
+    for module in script.all_modules:
+        for role in (*module.source.listed("__parameters__"), *module.source.listed("__buffers__")):
+            value = module.attributes.get(role)
+            if not isinstance(value, Call) or not is_tensor_call(value) or is_on_meta(value):
+                continue
+            name = joined(module.name, role)
+            found.add(id(value))
+            with located(f"entry {name!a}"):
+                finder.names.take(name, value)
+                try:
+                    entries[name] = finder.tensor(value)
+                except UnsupportedFileError as error:
+                    unsupported[name] = error.problem
+    facts = _all_facts(script)
+    _complete(facts, entries)
+    return StateDict(
+        "",
+        entries,
+        layers=facts,
+        is_module=True,
+        unsupported=unsupported,
+        left_out=dict(other_tensors(script, found)),
+    )
+
+
+def _all_facts(script: ScriptArchive) -> dict[str, LayerFacts]:
+    """Return what the archive says of each layer, and of what else goes on normalising."""
     layers = [module for module in script.modules if _is_layer(module)]
     shared = _shared(layers)
-    obstacles = follow_tensors(script).obstacles(script)
+    flow = follow_tensors(script)
+    obstacles = flow.obstacles(script)
     facts = {
         module.name: _facts(
             script,
@@ -98,8 +118,50 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
         )
         for module in layers
     }
-    _complete(facts, entries)
-    return StateDict("", entries, layers=facts, is_module=True, unsupported=unsupported)
+    _settle_dimensions(facts)
+    for module in script.all_modules:
+        if module.restorer and (_is_layer(module) or module.source.mentions(b"batch_norm")):
+            facts[module.name] = _restored_facts(module)
+        elif module.name not in facts and (said := _incomplete(module) or flow.live(module)):
+            facts[module.name] = LayerFacts(module.type_name, code_is_known=True, live=said)
+    return facts
+
+
+def _incomplete(module: ScriptModule) -> str | None:
+    """Return what a module with one of both statistics is: no BatchNorm, such as EvoNorm."""
+    there = [role for role in STATISTICS if is_tensor_call(module.attributes.get(role))]
+    if len(there) != 1:
+        return None
+    return f"{module.type_name} normalises by a {there[0]} alone, and is no BatchNorm"
+
+
+def _settle_dimensions(facts: dict[str, LayerFacts]) -> None:
+    """Give layers whose code checks no dimensions those of their siblings, or of their name.
+
+    A trace and a class of the user's often check none.
+    """
+    known: dict[str | None, set[int | None]] = {}
+    for found in facts.values():
+        if found.spatial_dims is not None:
+            known.setdefault(found.type_name, set()).add(found.spatial_dims)
+    for name, found in facts.items():
+        if found.spatial_dims is None:
+            siblings = known.get(found.type_name, set())
+            named = _DIMS_IN_NAME.search((found.type_name or "").rpartition(".")[2])
+            dims = int(named[1]) if named else None
+            dims = siblings.pop() if len(siblings) == 1 else dims
+            facts[name] = replace(found, spatial_dims=dims)
+
+
+def _restored_facts(module: ScriptModule) -> LayerFacts:
+    said = f"{type_name_of(module.restorer or '')} makes its attributes by code (__setstate__)"
+    return LayerFacts(
+        type_name=module.type_name,
+        channels=module.source.constant("num_features"),
+        code_is_known=True,
+        obstacle=said,
+        live=None if module.has_statistics else f"it normalises, and {said}",
+    )
 
 
 def _is_layer(module: ScriptModule) -> bool:
@@ -113,7 +175,9 @@ def _facts(
     return LayerFacts(
         type_name=module.type_name,
         channels=module.source.constant("num_features"),
-        eps=code.eps if code.eps is not None else _constant(module, "eps"),
+        # What the class calls its eps may not be what its code uses.
+        eps=code.eps if code.calls else _constant(module, "eps"),
+        eps_is_unsettled=code.calls > 0 and code.eps is None,
         momentum=code.momentum,
         frozen=module.frozen,
         code_is_known=True,

@@ -133,7 +133,7 @@ class _Conversion:
             prefix=part.prefix,
             renamed=part.renaming.others,
             entries=tuple(part.entries),
-            left_out={**part.left_out, **part.unsupported},
+            left_out={} if self._rewriting else {**part.left_out, **part.unsupported},
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,

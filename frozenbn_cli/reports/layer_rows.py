@@ -93,7 +93,10 @@ def layer_facts(plan: Plan, frozen: int | None = None, words: str = "frozen") ->
 
 def left_alone(plan: Plan, prefix: str, renamed: Iterable[tuple[str, str]] = ()) -> list[str]:
     """Return a line for each reason for which layers are left alone, and on what names became."""
-    lines = by_reason("left alone", {item.layer.name: item.reason or "" for item in plan.left})
+    lines = by_reason(
+        "left alone",
+        {item.layer.name or "the file itself": item.reason or "" for item in plan.left},
+    )
     if prefix:
         lines.append(f"taken off every name: {prefix} (--keep-prefix keeps it)")
     lines += [f"names: {old or 'all'} became {new}" for old, new in renamed]

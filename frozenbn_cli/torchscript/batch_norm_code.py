@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,8 @@ class BatchNormCode:
         eps: Of its calls of `batch_norm`; None where there are none, or several that differ.
         momentum: Likewise; None also where it is not a plain number.
         calls: How many calls of `batch_norm` there are that use the module's own statistics.
-        always_batch_statistics: Whether one of them normalises with batch statistics for good.
+        always_batch_statistics: Whether one of them normalises with batch statistics for good,
+            in a trace.
         spatial_dims: By the inputs that it accepts; None where it accepts any.
         obstacle: Why the code cannot be frozen; None if it can.
         edits: The spans to replace for that.
@@ -54,7 +55,7 @@ class BatchNormCode:
     edits: list[Span] = field(default_factory=list)
 
 
-def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> BatchNormCode:
+def read_batch_norm_code(source: ClassSource, attributes: Mapping[str, Any]) -> BatchNormCode:
     """Return what a class does with `batch_norm`.
 
     Args:
@@ -73,6 +74,9 @@ def read_batch_norm_code(source: ClassSource, attributes: dict[str, Any]) -> Bat
         code.always_batch_statistics |= method.always_batch_statistics
         eps |= set(method.eps)
         momenta |= set(method.momenta)
+    if code.always_batch_statistics and source.is_scripted:
+        code.always_batch_statistics = False
+        code.obstacle = "its code always normalises with batch statistics (training=True)"
     influence = influence_of_flag(source)
     code.obstacle = influence.beside or code.obstacle
     if influence.counts_in_eval and not code.always_batch_statistics:
@@ -154,7 +158,7 @@ class _Method:
     """Follows a method statement by statement, with what is known of its variables."""
 
     def __init__(
-        self, source: ClassSource, function: ast.FunctionDef, attributes: dict[str, Any]
+        self, source: ClassSource, function: ast.FunctionDef, attributes: Mapping[str, Any]
     ) -> None:
         self._source = source
         self._file = source.file
@@ -246,15 +250,31 @@ class _Method:
         self._block(chosen)
 
     def _both_branches(self, statement: ast.If) -> None:
-        before = [dict(facts) for facts in self._facts]
+        names = set(_assigned(statement))
+        before = self._told(names)
         self._block(statement.body)
-        after = self._facts
-        self._aliases, self._known, self._numbers = before
+        then = self._told(names)
+        self._tell(before, names)
         self._block(statement.orelse)
         # Behind it, only that is known on which both branches agree.
-        for facts, others in zip(self._facts, after, strict=True):
-            for name in [name for name in facts if facts[name] != others.get(name)]:
-                del facts[name]
+        otherwise = self._told(names)
+        self._tell(
+            [
+                {name: value for name, value in facts.items() if others.get(name) == value}
+                for facts, others in zip(then, otherwise, strict=True)
+            ],
+            names,
+        )
+
+    def _told(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Return what is known of these variables."""
+        return [{name: facts[name] for name in names if name in facts} for facts in self._facts]
+
+    def _tell(self, told: list[dict[str, Any]], names: Collection[str]) -> None:
+        """Know of these variables what is told, and no more."""
+        self._forget(names)
+        for facts, values in zip(self._facts, told, strict=True):
+            facts.update(values)
 
     def _keep_branch(self, statement: ast.If, chosen: list[ast.stmt]) -> None:
         start, end = self._file.line_span(statement)

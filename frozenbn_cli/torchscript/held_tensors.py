@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from frozenbn_cli.pickles.values import Call, Value
@@ -34,11 +35,12 @@ class HeldTensors:
     Attributes:
         modules: By identity.
         layers: Those with running statistics.
-        tracked: The storages of all buffers, and of all tensors of the layers.
+        tracked: The storages of the layers' tensors, and of all that are no parameters.
         holding: The modules that hold a tracked storage, however far in.
     """
 
     def __init__(self, script: ScriptArchive) -> None:
+        self._script = script
         self.modules: dict[int, ScriptModule] = {id(item.value): item for item in script.modules}
         self.layers = {key for key, module in self.modules.items() if module.has_statistics}
         self._attributes: dict[tuple[int, str], Tokens] = {}
@@ -48,9 +50,10 @@ class HeldTensors:
     def _find_tracked(self) -> set[str]:
         tracked: set[str] = set()
         for key, module in self.modules.items():
-            roles = (*AFFINE_AND_STATISTICS, COUNT) if key in self.layers else ()
-            for role in {*roles, *module.source.listed("__buffers__")}:
-                tracked |= set(storage_keys(module.attributes.get(role)))
+            parameters = () if key in self.layers else module.source.listed("__parameters__")
+            for role, value in module.attributes.items():
+                if role not in parameters and is_tensor_call(value):
+                    tracked |= set(storage_keys(value))
         return tracked
 
     def _find_holding(self) -> set[int]:
@@ -111,6 +114,14 @@ class HeldTensors:
                 seen.add(token)
                 waiting += self._within(self.modules[what].value.state)
         return found
+
+    def restored(self) -> Iterator[tuple[str, str]]:
+        """Yield modules that code restores, by name, with each tracked storage that they hold."""
+        for module in self._script.all_modules:
+            if module.restorer is not None:
+                for kind, key in self._within(module.value.state):
+                    if kind == "storage":
+                        yield module.name, str(key)
 
     def own(self, key: int) -> set[str]:
         """Return the storages of a layer, but for that of its count."""

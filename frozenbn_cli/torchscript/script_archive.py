@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from frozenbn_cli.containers.source import stream
@@ -19,6 +19,7 @@ from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
+from frozenbn_cli.torchscript.restoring import restored_attributes
 from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
 
 __all__ = [
@@ -42,17 +43,15 @@ class ScriptModule:
         name: From the root, with dots; empty for the root.
         value: Its object in the pickle.
         source: Its class.
+        attributes: By name; of a module that restores itself, those that are known.
+        restorer: The module that makes it by code of its own, itself perhaps; None for most.
     """
 
     name: str
     value: Call
     source: ClassSource
-
-    @property
-    def attributes(self) -> dict[str, Value]:
-        """Its attributes by name."""
-        attributes: dict[str, Value] = self.value.state
-        return attributes
+    attributes: Mapping[str, Value]
+    restorer: str | None = None
 
     @property
     def has_statistics(self) -> bool:
@@ -98,6 +97,10 @@ def storage_keys(value: Value) -> Iterator[str]:
 class ScriptArchive:
     """The object tree and the code of an archive; files of code are parsed when they are needed.
 
+    Attributes:
+        all_modules: Every module under each of its names, parents before children.
+        modules: Those that lie in the archive as they are, which others restore by code.
+
     Args:
         archive: The archive.
         root: Its one folder, with a slash.
@@ -117,7 +120,8 @@ class ScriptArchive:
             self.pickle = read_pickle(stream(archive.extent(record)), from_torchscript=True)
             if not isinstance(self.pickle.value, Call):
                 raise DamagedFileError(expected="a module", found=describe(self.pickle.value))
-        self.modules = tuple(self._walk())
+        self.all_modules = tuple(self._walk())
+        self.modules = tuple(module for module in self.all_modules if module.restorer is None)
 
     @property
     def code_paths(self) -> list[str]:
@@ -157,8 +161,6 @@ class ScriptArchive:
     def class_of(self, value: Value) -> ClassSource | None:
         """Return the class of a module object; None for any other value.
 
-        A module with a ``__setstate__`` is another value: only its code knows what its state is.
-
         Raises:
             DamagedFileError: The archive does not hold the class.
         """
@@ -170,26 +172,31 @@ class ScriptArchive:
         source = self.class_named(name)
         if source is None:
             raise DamagedFileError(f"the code of {name!a} is missing, in code/{file_of(name)}")
-        return source if source.is_module and not source.restores_itself else None
+        return source if source.is_module else None
 
     def _walk(self) -> Iterator[ScriptModule]:
         """Yield every module under each of its names, parents before children."""
-        waiting: list[tuple[str, Value, int]] = [("", self.pickle.value, 0)]
+        waiting: list[tuple[str, Value, int, str | None]] = [("", self.pickle.value, 0, None)]
         names = NameBudget()
         while waiting:
-            name, value, depth = waiting.pop()
+            name, value, depth, restorer = waiting.pop()
             source = self.class_of(value)
             if source is None:
                 if not name:
                     raise DamagedFileError(expected="a module", found=describe(value))
                 continue
             names.take(name, value, depth)
-            _check_attributes(source, value)
-            yield ScriptModule(name, value, source)
+            if source.restores_itself:
+                restorer = source.name
+                attributes = restored_attributes(source, value.state)
+            else:
+                _check_attributes(source, value)
+                attributes = value.state
+            yield ScriptModule(name, value, source, attributes, restorer)
             prefix = f"{name}." if name else ""
             children = [
-                (f"{prefix}{child}", part, depth + 1)
-                for child, part in value.state.items()
+                (f"{prefix}{child}", part, depth + 1, restorer)
+                for child, part in attributes.items()
                 if isinstance(part, Call) and part.is_new
             ]
             waiting += reversed(children)
@@ -206,17 +213,13 @@ class ScriptArchive:
     @property
     def is_scripted(self) -> bool:
         """Whether there is what only scripting leaves behind: constants of a class."""
-        sources = {module.source.name: module.source for module in self.modules}
-        return any(
-            source.annotation(name).startswith("Final[")
-            for source in sources.values()
-            for name in source.annotations
-        )
+        sources = {module.source.name: module.source for module in self.all_modules}
+        return any(source.is_scripted for source in sources.values())
 
     @property
     def is_folded(self) -> bool:
         """Whether it comes from `torch.jit.freeze`, which leaves nothing that could be trained."""
-        return "training" not in self.modules[0].attributes
+        return bool(self.modules) and "training" not in self.modules[0].attributes
 
 
 def _qualified(name: Global) -> str:

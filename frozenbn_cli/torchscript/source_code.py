@@ -27,8 +27,11 @@ _KEYWORDS = ("from", "lambda", "try", "except", "finally", "yield", "async", "aw
 # A letter of two bytes in UTF-8 takes the place of the first two of each keyword.
 _STAND_INS = {keyword: "ǁ" + keyword[2:] for keyword in _KEYWORDS}
 _REAL_NAMES = {stand_in: keyword for keyword, stand_in in _STAND_INS.items()}
-# Text in quotes comes first, so that what it says stays as it is.
-_TEXT_OR_KEYWORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:' + "|".join(_KEYWORDS) + r")\b")
+# Text in quotes comes first, so that what it says stays as it is. Where its end is missing it goes
+# on to the end of the line, or each quote would be looked for anew from the next.
+_TEXT_OR_KEYWORD = re.compile(
+    r'"(?:[^"\\\n]|\\.)*(?:"|\\?$)|\b(?:' + "|".join(_KEYWORDS) + r")\b", re.M
+)
 _MANGLE = re.compile(r"\.___torch_mangle_\d+")
 
 
@@ -110,8 +113,9 @@ class CodeFile:
 
     def line_span(self, node: Any) -> tuple[int, int]:
         """Return the bytes of all lines of a node."""
-        ends = [*self._line_starts[1:], len(self.text)]
-        return self._line_starts[node.lineno - 1], ends[node.end_lineno - 1]
+        is_last = node.end_lineno == len(self._line_starts)
+        end = len(self.text) if is_last else self._line_starts[node.end_lineno]
+        return self._line_starts[node.lineno - 1], end
 
     def line_starts(self, node: Any) -> list[int]:
         """Return where each line of a node begins."""
@@ -207,6 +211,11 @@ class ClassSource:
         return [base.id for base in self.node.bases if isinstance(base, ast.Name)]
 
     @property
+    def is_scripted(self) -> bool:
+        """Whether it has what only scripting leaves behind: constants."""
+        return any(self.annotation(name).startswith("Final[") for name in self.annotations)
+
+    @property
     def has_hooks(self) -> bool:
         """Whether calling it calls functions that belong to its type, before or after."""
         return bool(self.listed("__forward_hooks__") or self.listed("__forward_pre_hooks__"))
@@ -215,6 +224,11 @@ class ClassSource:
     def restores_itself(self) -> bool:
         """Whether it makes its attributes out of a state of its own."""
         return any(method.name == "__setstate__" for method in self.methods)
+
+    def mentions(self, text: bytes) -> bool:
+        """Whether its code has this text in it."""
+        start, end = self.file.line_span(self.node)
+        return self.file.text.find(text, start, end) >= 0
 
     def annotation(self, attribute: str) -> str:
         """Return the text of an attribute's type; empty if there is no such attribute."""

@@ -21,7 +21,12 @@ from frozenbn_cli.torchscript.held_tensors import (
     Token,
     Tokens,
 )
-from frozenbn_cli.torchscript.script_archive import ScriptArchive, module_at, storage_keys
+from frozenbn_cli.torchscript.script_archive import (
+    ScriptArchive,
+    ScriptModule,
+    module_at,
+    storage_keys,
+)
 from frozenbn_cli.torchscript.source_code import ClassSource, dotted, type_name_of
 
 __all__ = ["TensorFlow", "follow_tensors"]
@@ -43,6 +48,18 @@ class TensorFlow:
     written: dict[str, str] = field(default_factory=dict)
     used_flags: dict[int, str] = field(default_factory=dict)
     normalised: dict[str, str] = field(default_factory=dict)
+
+    def live(self, module: ScriptModule) -> str | None:
+        """Return how a module's tensors serve live normalisation; None if they do not."""
+        names = [
+            name
+            for name, value in module.attributes.items()
+            if any(key in self.normalised for key in storage_keys(value))
+        ]
+        if not names:
+            return None
+        place = self.normalised[next(storage_keys(module.attributes[names[0]]))]
+        return f"{place} goes on updating its {' and '.join(names)}, by another flag than a layer's"
 
     def obstacles(self, script: ScriptArchive) -> dict[int, str]:
         """Return why layers cannot be frozen, by identity."""
@@ -111,6 +128,9 @@ class _Follower:
         for key in self.held.modules:
             if key in self.held.holding:
                 self._begin(key)
+        for name, storage in self.held.restored():
+            how = f"is also held by {name}, whose attributes its own code makes (__setstate__)"
+            self.flow.written.setdefault(storage, how)
         while self._waiting:
             context, _ = self._waiting.popitem()
             result = _Evaluation(self, context).run()
