@@ -149,7 +149,9 @@ def find_batch_norms(
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():
-        facts, recognised = facts_of[name], known.get(name)
+        facts = facts_of[name]
+        # Code that uses several says more than a name.
+        recognised = None if facts.eps_is_unsettled else known.get(name)
         dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
         if dims is None and recognised and recognised.spatial_dims:
             dims, source = recognised.spatial_dims, str(recognised.match.firsts[0])
