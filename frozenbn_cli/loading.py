@@ -235,7 +235,7 @@ class _Freezing:
     def of(
         cls, model: nn.Module, layers: Mapping[str, Eps], *, trainable_affine: bool = False
     ) -> _Freezing:
-        decisions = decisions_on(model, Selection(), _ALL_DIMS)
+        decisions = decisions_on(model, Selection())
         modules = dict(model.named_modules(remove_duplicate=False))
         chosen: dict[nn.Module, BatchNormDecision] = {}
         for name in layers:
@@ -298,12 +298,13 @@ def _check(
     decision = decisions.get(layer) if layer is not None else None
     if decision is None or decision.reason is not None:
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
+        if decision is not None and not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d)):
+            found += f" ({decision.reason})"
         raise UsageError(
             f"layer {name!a}",
-            expected="a BatchNorm layer that can be frozen",
-            found=f"{found} ({decision.reason})" if decision else found,
-            advice="Is this the model that the checkpoint belongs to? Leave what differs out with "
-            "skip=.",
+            expected="a BatchNorm2d that can be frozen",
+            found=found,
+            advice="Is this the model that the checkpoint belongs to?",
         )
 
 

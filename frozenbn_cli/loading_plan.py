@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frozenbn_cli.checkpoints.names import common_prefix
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.selection import matches
 from frozenbn_cli.wording import listed
@@ -114,7 +115,7 @@ def plan_loading(
             f"prefix {prefix!r} is in front of no entry of the model",
             advice=f"The entries are named {listed(list(places))}.",
         )
-    ways = [_Names(each, prefix) for each in ("", *_common_prefixes(entries))]
+    ways = [_Names(each, prefix) for each in _prefixes(entries)]
     names = min(ways, key=lambda way: _misfit(places, entries, way, choice).count)
     choice.check(each for name in (*entries, *places) for each in names.all_of(name))
     misfit = _misfit(places, entries, names, choice)
@@ -162,15 +163,10 @@ class _Names:
         return name, bare, self.put_on + bare, self.taken_off + bare
 
 
-def _common_prefixes(names: Iterable[str]) -> Iterator[str]:
-    """Yield what all names have in front, the shortest first."""
-    parts = [name.split(".") for name in names]
-    prefix = ""
-    for same in zip(*(each[:-1] for each in parts), strict=False):
-        if len(set(same)) > 1:
-            return
-        prefix += f"{same[0]}."
-        yield prefix
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
+    """Yield nothing, and what all names have in front, the shortest first."""
+    parts = common_prefix(names).split(".")
+    yield from ("".join(f"{part}." for part in parts[:count]) for count in range(len(parts)))
 
 
 @dataclass(frozen=True, slots=True)
