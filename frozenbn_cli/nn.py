@@ -169,8 +169,9 @@ class _FrozenBatchNorm(nn.Module):
     weight: Optional[Tensor]  # noqa: UP045
     bias: Optional[Tensor]  # noqa: UP045
 
-    origin: Any = None
-    """What the layer was before it was frozen, for thawing; a plain dict, not in the state dict."""
+    # What the layer was before it was frozen, for thawing: a plain dict, not in the state dict.
+    # It has no annotation, since TorchScript would make an attribute of that.
+    origin = None
 
     def __init__(
         self,

@@ -158,8 +158,9 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Freeze only layers whose name matches this pattern, such as 'backbone.*', or that lie "
-        "in the module of this name; to name a layer says that it is a BatchNorm2d, where the file does not. Repeatable.",
+        help="Freeze only layers whose name matches this pattern, such as 'backbone.*', or that "
+        "lie in the module of this name; to name a layer says that it is a BatchNorm2d, where the "
+        "file does not. Repeatable.",
         show_default=False,
         rich_help_panel=_LAYERS,
     ),
@@ -168,8 +169,8 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Leave layers alone whose name matches this pattern, or that lie in the module of this "
-        "name. Repeatable.",
+        help="Leave layers alone whose name matches this pattern, or that lie in the module of "
+        "this name. Repeatable.",
         show_default=False,
         rich_help_panel=_LAYERS,
     ),

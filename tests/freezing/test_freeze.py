@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,6 +215,24 @@ class TestFreezing:
         convert_bn_to_frozen(model)
         assert type(model[0]) is FrozenBatchNorm2d
         assert_same_bits(model(image()), expected)
+
+
+class TestCompilers:
+    @ignores_torchscript_warning
+    @pytest.mark.parametrize("trainable_affine", [False, True])
+    @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d])
+    def test_script_trace_and_export_what_was_frozen(
+        self, kind: Callable[[int], nn.Module], trainable_affine: bool, tmp_path: Path
+    ) -> None:
+        model = cnn(kind)
+        expected = model(image())
+        convert_bn_to_frozen(model, trainable_affine=trainable_affine)
+        scripted, traced = torch.jit.script(model), torch.jit.trace(model, image())
+        scripted.save(tmp_path / "scripted.pt")
+        exported = torch.export.export(model, (image(),)).module()
+        for compiled in (scripted, torch.jit.load(tmp_path / "scripted.pt"), traced, exported):
+            assert_same_bits(compiled(image()), expected)
+        assert b"origin" not in (tmp_path / "scripted.pt").read_bytes()
 
 
 class TestTies:

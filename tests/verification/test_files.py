@@ -350,7 +350,8 @@ class TestLayersThatShouldNotBeFrozen:
 
     def test_a_subclass(self, tmp_path: Path, original: Path, converted: Path) -> None:
         class Own(nn.BatchNorm2d):
-            pass
+            def forward(self, input: torch.Tensor) -> torch.Tensor:
+                return 2 * super().forward(input)
 
         def with_own() -> nn.Module:
             network = model()
