@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import islice
 
-__all__ = ["counted", "listed"]
+__all__ = ["counted", "listed", "printable"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -16,3 +16,13 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def listed(names: Collection[str], at_most: int = 3) -> str:
     """Return the first names, and whether there are more."""
     return ", ".join(islice(names, at_most)) + (", …" if len(names) > at_most else "")
+
+
+def printable(text: object) -> str:
+    """Return ``text`` with what a terminal would obey, or could not show, escaped.
+
+    Names come out of files that nobody vouches for.
+    """
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in str(text)
+    )

@@ -382,6 +382,15 @@ Trust = Annotated[
         rich_help_panel=_VERIFICATION,
     ),
 ]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="For how long the code of a file may run; it has a process of its own.",
+        rich_help_panel=_VERIFICATION,
+    ),
+]
 AbsoluteTolerance = Annotated[
     float,
     typer.Option(

@@ -54,6 +54,9 @@ class ByteSource:
         except ValueError as error:  # A NUL in the path.
             raise InputError(f"cannot be read ({error})") from error
 
+    def __reduce__(self) -> tuple[type[ByteSource], tuple[Path]]:
+        return ByteSource, (self.path,)
+
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``.
 

@@ -24,6 +24,7 @@ from frozenbn_cli.errors import (
     VerificationError,
     located,
 )
+from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
@@ -224,6 +225,8 @@ class _Conversion:
         self, planned: ConversionResult, part: StateDict, output: AtomicOutput
     ) -> ConversionResult:
         plan = planned.plan
+        if self._options.verify and self._options.runs_code_of(self._checkpoint, part):
+            apart.prepare()
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
         writer, record = self._write(output, kept, part, plan)
         with self._stages.timed("verify"):

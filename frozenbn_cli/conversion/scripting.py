@@ -18,7 +18,7 @@ from frozenbn_cli.live_models.building import first_line, foreign_code, scripted
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
-from frozenbn_cli.verification.models import original_loader
+from frozenbn_cli.verification.models import module_loader
 from frozenbn_cli.verification.running import Loader, find_inputs
 
 __all__ = ["Made", "make_archive"]
@@ -62,7 +62,7 @@ def make_archive(
     """
     if not torch_jit.IS_THERE:
         raise DependencyError(torch_jit.MISSING, advice="Write --to safetensors instead.")
-    loader = original_loader(checkpoint, part, options)
+    loader = module_loader(checkpoint, part, options)
     if isinstance(loader, str):
         raise UsageError("--to torchscript", where=(str(checkpoint.path),), found=loader)
     model = loader()

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from frozenbn_cli.wording import printable
+
 __all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited", "symbol"]
 
 _UNBOUNDED = 100_000
@@ -31,16 +33,6 @@ def make_console(stream: IO[str]) -> Console:
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, emoji=False, markup=False, width=_UNBOUNDED)
     return console
-
-
-def printable(text: object) -> str:
-    """Return ``text`` with what a terminal would obey, or could not show, escaped.
-
-    Names come out of files that nobody vouches for.
-    """
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in str(text)
-    )
 
 
 def symbol(console: Console, character: str) -> str:

@@ -13,6 +13,7 @@ from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.errors import UnsupportedFileError, located
+from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.building import BuiltOnce, described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
@@ -33,8 +34,9 @@ from frozenbn_cli.verification.freezing import (
 )
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
-from frozenbn_cli.verification.running import verify_model
+from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.terms import VerifyOptions
+from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
 from frozenbn_cli.version import __version__
 from frozenbn_cli.wording import listed
@@ -146,6 +148,8 @@ class _Verification:
                 check_eps_is_wanted(plan, options.eps)
             with located(str(self._after.path)):
                 converted = self._converted_part()
+            if options.runs_code_of(self._before, original) or self._after.script:
+                apart.prepare()
             written = open_part(self._after, converted)
             stated = frozen_layers(converted, self._after.metadata, plan)
             known = {item.layer.name: item.layer for item in plan.layers}
@@ -333,12 +337,14 @@ class _Verification:
         frozen: Mapping[str, Eps],
     ) -> Claim:
         options = self._options
-        before = original_loader(self._before, original, options)
-        if self._after.script or (options.model is None and converted.is_module):
-            after = original_loader(self._after, converted, options)
-        else:
-            after = frozen_loader(blank_loader(self._before, original, options), written, frozen)
-        return verify_model(before, after, frozen, options, self._tolerance)
+        with PrivateCopies() as copies:
+            before = original_loader(self._before, original, options, copies)
+            if self._after.script or (options.model is None and converted.is_module):
+                after = original_loader(self._after, converted, options, copies)
+            else:
+                blank = blank_loader(self._before, original, options)
+                after = frozen_loader(blank, written, frozen)
+            return verify_whole_model(before, after, frozen, options, self._tolerance)
 
 
 def _parameters(script: ScriptArchive) -> set[str]:

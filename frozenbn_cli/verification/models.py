@@ -6,16 +6,17 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
-from frozenbn_cli.checkpoints import Checkpoint, StateDict
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.importing import importable
 from frozenbn_cli.live_models.building import build, foreign_code, load_state
 from frozenbn_cli.live_models.known_models import found_by_auto
@@ -23,11 +24,19 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile, to_tensor
 
-__all__ = ["archive_loader", "blank_loader", "frozen_loader", "original_loader"]
+__all__ = [
+    "FromFile",
+    "archive_loader",
+    "blank_loader",
+    "frozen_loader",
+    "module_loader",
+    "original_loader",
+]
 
 _NO_MODEL = "a state dict holds no model that could be run; --model names one"
 _AUTO_WOULD = "a state dict holds no model that could be run; --model auto builds {} and runs it"
@@ -37,16 +46,39 @@ _NEEDS_TRUST = (
 )
 
 
-def original_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """Loads a model by running code that is in a file.
+
+    Attributes:
+        load: Loads it.
+    """
+
+    load: Loader
+
+    def __call__(self) -> Any:
+        """Return the model."""
+        return self.load()
+
+
+def original_loader(
+    checkpoint: Checkpoint, part: StateDict, options: RunOptions, copies: PrivateCopies
+) -> Loader | str:
     """Return what loads the model of a file, or why that cannot be done.
 
     Args:
         checkpoint: The file, which has to stay open.
         part: The state dict that is meant.
         options: The model that it belongs to, and whether it is trusted.
+        copies: Where an archive that is run comes from.
     """
     if checkpoint.script:
-        return archive_loader(checkpoint.path, checkpoint.script, options)
+        return archive_loader(copies.of(checkpoint.script.archive), options)
+    return module_loader(checkpoint, part, options)
+
+
+def module_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
+    """Return what loads the model of a file that is no archive, see `original_loader`."""
     blank = blank_loader(checkpoint, part, options)
     if isinstance(blank, str) or options.model is None:
         return blank
@@ -68,7 +100,7 @@ def blank_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -
         return _AUTO_WOULD.format(found) if found else _NO_MODEL
     if not options.trust:
         return _NEEDS_TRUST
-    return partial(_unpickle, checkpoint.path, part)
+    return FromFile(partial(_unpickle, checkpoint.path, part.key, part.prefix))
 
 
 def frozen_loader(
@@ -83,30 +115,25 @@ def frozen_loader(
     """
     if isinstance(blank, str):
         return blank
-
-    def load() -> nn.Module:
-        with foreign_code():
-            model = freeze_layers(blank(), layers)
-        load_state(model, {name: written.tensor(name) for name in written.names()})
-        return model
-
-    return load
+    load = partial(_frozen, blank, written, dict(layers))
+    return FromFile(load) if isinstance(blank, FromFile) else load
 
 
-def archive_loader(path: Path, script: ScriptArchive, options: RunOptions) -> Loader | str:
+def archive_loader(path: Path, options: RunOptions) -> Loader | str:
     """Return what loads a TorchScript archive; nothing of it is run unless it is safe or trusted.
 
     Args:
-        path: Of the archive.
-        script: Its code, which is searched before.
+        path: Of an archive that frozenbn wrote, which is searched before.
         options: Whether it is trusted.
     """
     if not torch_jit.IS_THERE:
         return torch_jit.MISSING
-    if not options.trust and (unsafe := unsafe_operators(script)):
-        listed = ", ".join(unsafe[:3])
-        return f"its code has {listed}; --trust runs it all the same"
-    return partial(_load_archive, path)
+    with open_checkpoint(path) as checkpoint:
+        script = cast(ScriptArchive, checkpoint.script)
+        if not options.trust and (unsafe := unsafe_operators(script)):
+            listed = ", ".join(unsafe[:3])
+            return f"its code has {listed}; --trust runs it all the same"
+    return FromFile(partial(_load_archive, path))
 
 
 def _with_entries(blank: Callable[[], nn.Module], part: StateDict) -> nn.Module:
@@ -115,11 +142,18 @@ def _with_entries(blank: Callable[[], nn.Module], part: StateDict) -> nn.Module:
     return model
 
 
-def _unpickle(path: Path, part: StateDict) -> Any:
+def _frozen(blank: Loader, written: WrittenFile, layers: Mapping[str, Eps]) -> nn.Module:
+    with foreign_code():
+        model = freeze_layers(blank(), layers)
+    load_state(model, {name: written.tensor(name) for name in written.names()})
+    return model
+
+
+def _unpickle(path: Path, key: str, prefix: str) -> Any:
     """Return a pickled module; this executes code in the file, which the user trusts."""
     with importable(Path.cwd()), foreign_code():
         value: Any = torch.load(path, map_location="cpu", weights_only=False)
-        model = submodule(_at_key(value, part.key), part.prefix)
+        model = submodule(_at_key(value, key), prefix)
         model.eval()
     return model
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.torchscript.rewriting import Rewriting
-from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import (
+    FromFile,
     archive_loader,
     blank_loader,
     frozen_loader,
     original_loader,
 )
-from frozenbn_cli.verification.running import Loader, verify_model
+from frozenbn_cli.verification.private_copies import PrivateCopies
+from frozenbn_cli.verification.running import Loader
+from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
 
 __all__ = ["Written", "verify_output"]
@@ -90,9 +91,10 @@ def _verify_model(
     file: WrittenFile,
     options: RunOptions,
 ) -> Claim:
-    before = original_loader(checkpoint, part, options)
-    after = _after(checkpoint, part, written, file, options)
-    return verify_model(before, after, written.layers, options)
+    with PrivateCopies() as copies:
+        before = original_loader(checkpoint, part, options, copies)
+        after = _after(checkpoint, part, written, file, options)
+        return verify_whole_model(before, after, written.layers, options)
 
 
 def _after(
@@ -103,7 +105,9 @@ def _after(
     options: RunOptions,
 ) -> Loader | str:
     if written.output_format == "torchscript":
-        with open_checkpoint(written.path) as archive:
-            return archive_loader(written.path, cast(ScriptArchive, archive.script), options)
+        loader = archive_loader(written.path, options)
+        # What was made of a live model here is the code of that model, not of a file.
+        is_own = checkpoint.script is None and options.model is not None
+        return loader.load if is_own and isinstance(loader, FromFile) else loader
     eps = {name: layer.eps for name, layer in written.layers.items()}
     return frozen_loader(blank_loader(checkpoint, part, options), file, eps)

@@ -1,4 +1,4 @@
-"""Converted files, opened anew with the library that their format belongs to. Imports torch."""
+"""Converted files, opened anew: our own with the library of their format. Imports torch."""
 
 from __future__ import annotations
 
@@ -62,24 +62,11 @@ def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
 
 
 def open_part(checkpoint: Checkpoint, part: StateDict) -> WrittenFile:
-    """Open one state dict of a file that is open, with the library of its format if it can.
+    """Return one state dict of a file that is open, read as inert values.
 
-    The library knows single safetensors files and plain state dicts; training checkpoints, shards,
-    modules and archives are read as inert values.
+    Anybody may have written the file, so no library that could be led to run or allocate something
+    reads it.
     """
-    formats: dict[tuple[str, str], OutputFormat] = {
-        ("safetensors", "state dict"): "safetensors",
-        ("PyTorch ZIP", "state dict"): "torch",
-        ("PyTorch legacy", "state dict"): "torch",
-    }
-    output_format = formats.get((checkpoint.container, checkpoint.kind))
-    if output_format and not part.key:
-        try:
-            file = _FILES[output_format](checkpoint.path)
-        except (SafetensorError, UnpicklingError, RuntimeError):
-            pass  # What is beyond this version of the library can still be read.
-        else:
-            return _Unprefixed(file, part)
     return _Inert(part, checkpoint.metadata)
 
 
@@ -108,9 +95,13 @@ class _SafetensorsFile:
     is_mapped = True
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._window = _Window(partial(safe_open, path, framework="pt"))
         # The library lists them anew each time.
         self._names: Set[str] = frozenset(self._window.file.keys())
+
+    def __reduce__(self) -> tuple[type[_SafetensorsFile], tuple[Path]]:
+        return _SafetensorsFile, (self._path,)
 
     def names(self) -> Set[str]:
         return self._names
@@ -130,6 +121,9 @@ class _TorchFile:
         self._window = _Window(self._load)
         with open_checkpoint(path, keep_prefix=True) as checkpoint:
             self._metadata = checkpoint.metadata
+
+    def __reduce__(self) -> tuple[type[_TorchFile], tuple[Path]]:
+        return _TorchFile, (self._path,)
 
     def names(self) -> Set[str]:
         names: Set[str] = self._window.file.keys()
@@ -153,7 +147,7 @@ class _TorchFile:
 
 
 class _Inert:
-    """Read as text and inert values, since loading such a file can run code."""
+    """Read as text and inert values, since loading a file can run code."""
 
     is_mapped = False
 
@@ -187,25 +181,6 @@ class _ScriptFile(_Inert):
     def stated_eps(self) -> Mapping[str, Eps]:
         # Only of layers that never run is it assumed: their code does not say it.
         return {layer.name: layer.eps for layer in find_batch_norms(self._part)}
-
-
-class _Unprefixed:
-    """A file whose names are taken without what wrappers put in front of them."""
-
-    def __init__(self, file: WrittenFile, part: StateDict) -> None:
-        self.is_mapped = file.is_mapped
-        self._file = file
-        self._part = part
-
-    def names(self) -> Set[str]:
-        return self._part.entries.keys()
-
-    def stated_eps(self) -> Mapping[str, Eps]:
-        rename = self._part.renaming.of_module
-        return {rename(name): eps for name, eps in self._file.stated_eps().items()}
-
-    def tensor(self, name: str) -> Tensor:
-        return self._file.tensor(self._part.stored_names.get(name, name))
 
 
 _FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {

@@ -1,0 +1,1 @@
+"""Code that files bring along, run in a process of its own."""

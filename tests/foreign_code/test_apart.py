@@ -1,0 +1,112 @@
+"""A job has a process of its own: whatever becomes of it, this one goes on and says what."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frozenbn_cli.errors import UsageError
+from frozenbn_cli.foreign_code.apart import CAN_RUN, JobFailed, run_apart
+from tests.foreign_code import jobs
+
+pytestmark = pytest.mark.skipif(not CAN_RUN, reason="code of files runs in this process here")
+
+
+def failure(job: Any, timeout: float = 100) -> str:
+    with pytest.raises(JobFailed) as caught:
+        run_apart(job, timeout=timeout)
+    return str(caught.value)
+
+
+def test_returns_what_the_job_returns() -> None:
+    assert run_apart(partial(jobs.add, 1, second=2), timeout=100) == 3
+
+
+def test_jobs_find_pytorch_imported() -> None:
+    assert run_apart(partial(jobs.is_imported, "torch"), timeout=100) is True
+
+
+def test_takes_a_job_of_many_bytes() -> None:
+    assert run_apart(partial(len, b"x" * (10 << 20)), timeout=100) == 10 << 20
+
+
+def test_hands_on_errors_that_were_raised_on_purpose() -> None:
+    with pytest.raises(UsageError) as caught:
+        run_apart(jobs.refuse, timeout=100)
+
+    assert str(caught.value) == "a, b: what: expected x, found y. Do it."
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (jobs.crash, "it ended the process that ran it (SIGSEGV)"),
+        (jobs.leave, "it ended the process that ran it (exit code 7)"),
+        (jobs.answer_itself, "it ended the process that ran it (exit code 0)"),
+        (partial(jobs.fail, KeyError), "it failed (KeyError 'as expected')"),
+        (partial(jobs.fail, SystemExit), "it failed (SystemExit as expected)"),
+        (partial(jobs.fail, MemoryError), "it failed (it takes more memory than there is)"),
+    ],
+)
+def test_says_what_became_of_a_job(job: Any, reason: str) -> None:
+    assert failure(job) == reason
+    assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
+
+
+def test_ends_what_goes_on_for_ever() -> None:
+    assert failure(jobs.loop, timeout=0.5) == (
+        "it was not done after 0.5 seconds; --timeout allows more"
+    )
+
+
+def test_ends_what_runs_when_it_is_interrupted() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(partial(jobs.loop, os.getpid()), timeout=600)
+
+
+def test_bounds_memory() -> None:
+    assert "allocate" in failure(jobs.allocate)
+
+
+def test_lets_no_byte_be_written_to_a_file(tmp_path: Path) -> None:
+    assert "File too large" in failure(partial(jobs.write, tmp_path / "file"))
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+
+
+def test_hands_on_no_descriptors_but_pipes() -> None:
+    with Path(os.devnull).open() as file:
+        os.set_inheritable(file.fileno(), True)
+
+        assert run_apart(jobs.descriptors, timeout=100) == ["pipe"] * 4
+
+
+def test_ends_the_processes_that_a_job_leaves_behind() -> None:
+    process_id = run_apart(jobs.leave_a_process_behind, timeout=100)
+
+    status = Path(f"/proc/{process_id}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_gives_what_was_printed_to_whoever_asks(capfd: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+
+    run_apart(partial(jobs.talk, 3), timeout=100, say=heard.append)
+
+    assert heard == ["said\nsaid\nsaid\nshouted\n"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_does_not_drown_in_what_is_printed() -> None:
+    heard: list[str] = []
+
+    run_apart(partial(jobs.talk, 100_000), timeout=100, say=heard.append)
+
+    assert len(heard[0]) == 16 << 10
+
+
+def test_says_what_cannot_be_sent() -> None:
+    assert "cannot be sent to the process that runs code of a file" in failure(lambda: 1)
