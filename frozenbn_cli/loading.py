@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norms.batch_norm import Eps
@@ -25,6 +23,7 @@ from frozenbn_cli.freezing.replacing import put_in_place
 from frozenbn_cli.freezing.survey import BatchNormDecision, decisions_on
 from frozenbn_cli.freezing.wrappers import refuse_wrapped
 from frozenbn_cli.live_models.building import state_of, unwrapped
+from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading_plan import LoadPlan, plan_loading
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.wording import listed
@@ -176,16 +175,12 @@ def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
 
 def _read(path: Path) -> tuple[ConversionRecord, dict[str, Tensor]]:
     """Return the record and the entries of a file that frozenbn wrote."""
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, keep_prefix=True) as checkpoint:
         record = ConversionRecord.from_metadata(checkpoint.metadata)
-        container = checkpoint.container
         foreign = _foreign(checkpoint, record)
-    if foreign is not None or record is None:
-        raise foreign or _not_ours("")
-    if container == "safetensors":
-        return record, load_file(path)
-    entries: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    return record, entries
+        if foreign is not None or record is None:
+            raise foreign or _not_ours("")
+        return record, {name: to_tensor(entry) for name, entry in checkpoint.entries.items()}
 
 
 def _foreign(checkpoint: Checkpoint, record: ConversionRecord | None) -> FrozenBNError | None:

@@ -16,10 +16,10 @@ from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, strea
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
-from frozenbn_cli.pickles.values import LongBytes
+from frozenbn_cli.pickles.values import LongBytes, Value
 from frozenbn_cli.wording import listed
 
-__all__ = ["METADATA_KEY", "open_bare", "open_legacy", "open_zip"]
+__all__ = ["METADATA_KEY", "open_bare", "open_legacy", "open_zip", "read_value"]
 
 _NO_METADATA: Mapping[str, str] = {}
 
@@ -46,22 +46,13 @@ def open_zip(source: ByteSource, *, naming: Naming) -> Checkpoint:
             advice=advice,
         )
     root = _root(archive)
-    if f"{root}byteorder" in archive.records and archive.read(f"{root}byteorder") != b"little":
-        raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
-    record = f"{root}data.pkl"
-    archive.check(record)
-    with located(f"record {record}"):
-        pickle = read_pickle(stream(archive.extent(record)))
+    pickle, finder = _zip_pickle(archive, root)
     metadata = {}
     if (conversion := f"{root}{METADATA_KEY}.json") in archive.records:
         metadata[METADATA_KEY] = archive.read(conversion, at_most_bytes=16 << 20).decode(
             "utf-8", "replace"
         )
 
-    def storage(key: str) -> Extent:
-        return archive.extent(f"{root}data/{key}")
-
-    finder = TensorFinder(storage)
     return _checkpoint(
         source,
         "PyTorch ZIP",
@@ -80,6 +71,41 @@ def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
         DamagedFileError: The stream contradicts itself; says where.
         UnsupportedFileError: The file holds something else than a model.
     """
+    pickle, finder = _legacy_pickle(source)
+    return _checkpoint(source, "PyTorch legacy", pickle, finder, naming=naming)
+
+
+def read_value(source: ByteSource) -> tuple[Value, TensorFinder]:
+    """Return whatever `torch.save` wrote, inert, and what finds the tensors in it.
+
+    Raises:
+        DamagedFileError: The file contradicts itself; says where.
+        UnsupportedFileError: `torch.save` did not write it.
+    """
+    if source.read(0, min(4, source.size_bytes)) == b"PK\3\4":
+        archive = ZipArchive(source)
+        pickle, finder = _zip_pickle(archive, _root(archive))
+    else:
+        pickle, finder = _legacy_pickle(source)
+    return pickle.value, finder
+
+
+def _zip_pickle(archive: ZipArchive, root: str) -> tuple[Pickle, TensorFinder]:
+    order = f"{root}byteorder"
+    if order in archive.records and archive.read(order) != b"little":
+        raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
+    record = f"{root}data.pkl"
+    archive.check(record)
+    with located(f"record {record}"):
+        pickle = read_pickle(stream(archive.extent(record)))
+
+    def storage(key: str) -> Extent:
+        return archive.extent(f"{root}data/{key}")
+
+    return pickle, TensorFinder(storage)
+
+
+def _legacy_pickle(source: ByteSource) -> tuple[Pickle, TensorFinder]:
     legacy = LegacyStream.read(_whole(source), storage_element_sizes)
 
     def storage(key: str) -> Extent:
@@ -87,8 +113,7 @@ def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
             raise DamagedFileError(f"storage {key!a} is missing from the file")
         return legacy.storages[key]
 
-    finder = TensorFinder(storage)
-    return _checkpoint(source, "PyTorch legacy", legacy.pickle, finder, naming=naming)
+    return legacy.pickle, TensorFinder(storage)
 
 
 def open_bare(source: ByteSource, *, naming: Naming) -> Checkpoint:

@@ -19,6 +19,7 @@ from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
 from frozenbn_cli.live_models.building import first_line
 from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.live_models.stored_values import read_torch
 from frozenbn_cli.wording import counted
 
 __all__ = ["Inputs", "candidate_inputs", "dtype_of"]
@@ -321,14 +322,10 @@ def _read_numpy(path: Path) -> Any:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, weights_only=True, map_location="cpu")
-
-
 _READERS: Mapping[str, Callable[[Path], Any]] = {
     ".npz": _read_numpy,
     ".npy": _read_numpy,
     ".safetensors": load_file,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
+    ".pt": read_torch,
+    ".pth": read_torch,
 }

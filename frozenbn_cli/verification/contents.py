@@ -13,11 +13,12 @@ from frozenbn_cli.checkpoints import StoredTensor
 from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.containers.source import ByteSource, Extent, chunks
 from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
-from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile, to_tensor
+from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile
 from frozenbn_cli.wording import counted, listed
 
 __all__ = ["Progress", "verify_contents", "verify_records"]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
+from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.contents import Progress
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
-from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.verification.written import WrittenFile
 from frozenbn_cli.wording import counted
 
 __all__ = ["verify_layers"]

@@ -21,13 +21,14 @@ from frozenbn_cli.importing import importable
 from frozenbn_cli.live_models.building import build, foreign_code, load_state
 from frozenbn_cli.live_models.known_models import found_by_auto
 from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.watching import submodule
-from frozenbn_cli.verification.written import WrittenFile, to_tensor
+from frozenbn_cli.verification.written import WrittenFile
 
 __all__ = [
     "FromFile",

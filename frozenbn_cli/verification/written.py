@@ -16,11 +16,12 @@ from torch import Tensor
 
 from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.record import ConversionRecord
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.errors import VerificationError
+from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.outputs import OutputFormat
 
-__all__ = ["WINDOW_BYTES", "WrittenFile", "open_part", "open_written", "to_tensor"]
+__all__ = ["WINDOW_BYTES", "WrittenFile", "open_part", "open_written"]
 
 
 WINDOW_BYTES = 128 << 20
@@ -193,11 +194,3 @@ _FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
 def _stated_eps(metadata: Mapping[str, str]) -> Mapping[str, Eps]:
     record = ConversionRecord.from_metadata(metadata)
     return record.layers if record else {}
-
-
-def to_tensor(stored: StoredTensor) -> Tensor:
-    """Return a tensor as it lies in a file, read by frozenbn."""
-    dtype = getattr(torch, stored.dtype.name)
-    if not stored.elements:
-        return torch.empty(stored.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
 from frozenbn_cli.foreign_code.apart import CAN_RUN
+from frozenbn_cli.loading import load_frozen
+from frozenbn_cli.pickles.values import Call
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.files import verify_files
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import claim_of, told
 from tests.builders.archives import script
+from tests.builders.files import save, small_state
 from tests.builders.models import perturb
+from tests.conftest import archive_records, name, tensor_call, zip_bytes
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="code of files runs in this process here")
 
@@ -174,3 +178,48 @@ def test_a_claim_survives_being_told() -> None:
 def test_a_claim_that_is_none_is_no_claim(change: dict[str, object]) -> None:
     with pytest.raises((TypeError, ValueError)):
         claim_of({**told(Claim("model", "equal", "detail")), **change})
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_no_library_reads_a_file_of_others(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = save(tmp_path / f"a.{suffix}", small_state())
+    to = "torch" if suffix == "pt" else "safetensors"
+    output = convert_file(original, options=ConvertOptions(to=to)).output_path
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    for library in ("torch.load", "safetensors.safe_open", "safetensors.torch.load_file"):
+        monkeypatch.setattr(library, never)
+    monkeypatch.setattr("frozenbn_cli.verification.written.safe_open", never)
+
+    assert [claim.status for claim in verify_files(original, output).claims] == [
+        "equal", "equal", "not verified",
+    ]  # fmt: skip
+    small = {
+        "conv1": nn.Conv2d(3, 4, 3, bias=False),
+        "bn1": nn.BatchNorm2d(4),
+        "conv2": nn.Conv2d(4, 6, 1, bias=False),
+        "bn2": nn.BatchNorm2d(6),
+        "fc": nn.Linear(6, 2, bias=False),
+    }
+    model = load_frozen(nn.ModuleDict(small), output)
+    assert model.state_dict()["fc.weight"].equal(small_state()["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    "hostile_value",
+    [Call(name("torch.Size"), ("foo",)), Call(name("_codecs.encode"), ("x", "unknown"))],
+)
+def test_what_torch_load_would_stumble_on_is_no_bug_of_ours(
+    hostile_value: Call, tmp_path: Path
+) -> None:
+    original = save(tmp_path / "a.pt", small_state())
+    beside = {"bn1.running_mean": tensor_call(), "hostile": hostile_value}
+    (tmp_path / "b.pt").write_bytes(zip_bytes(archive_records(beside)))
+
+    result = verify_files(original, tmp_path / "b.pt")
+
+    assert result.verdict == "failed"
