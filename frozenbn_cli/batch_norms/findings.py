@@ -260,17 +260,19 @@ def eps_matters_together(layers: Sequence[BatchNorm]) -> dict[str, Finding]:
     """Return a finding for each layer whose eps matters little alone, and much with the others.
 
     Args:
-        layers: Those whose eps is assumed, and whose statistics are sound.
+        layers: Those whose eps is assumed, or those whose eps is recognised, with sound statistics.
+            Code that changed a recognised one would not show, so that is worth a note.
     """
     factors = {layer.name: _median_eps_factor(layer) for layer in layers}
     small = {name: factor for name, factor in factors.items() if factor > _SMALL_PART}
     together = math.exp(min(sum(map(math.log, small.values())), 700))
     if together < _FACTOR_TOGETHER:
         return {}
+    eps = layers[0].eps
     finding = Finding(
         "eps_matters",
-        "warning",
-        f"eps is assumed {layers[0].eps.value:g} and matters to the model: with {_OTHER_EPS:g} the "
+        "warning" if eps.source == "assumed" else "note",
+        f"eps is {eps.value:g}, {eps.source}, and matters to the model: with {_OTHER_EPS:g} the "
         f"scales of {len(small)} layers would change by a factor of {together:.3g} together",
         factor=together,
     )

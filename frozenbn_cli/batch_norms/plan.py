@@ -181,18 +181,20 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
 
 
 def _with_eps_of_all(plans: list[LayerPlan]) -> list[LayerPlan]:
-    """Return the plans with what an eps that is assumed does to the model as a whole."""
-    sound = [
-        plan.layer
-        for plan in plans
-        if plan.action == "freeze"
-        and plan.layer.eps.source == "assumed"
-        and not any(
-            finding.severity == "error" or finding.code in ("eps_matters", "eps_ambiguous")
-            for finding in plan.findings
-        )
-    ]
-    found = eps_matters_together(sound)
+    """Return the plans with what an eps that the file does not hold does to the whole model."""
+    found: dict[str, Finding] = {}
+    for source in ("assumed", "recognised"):
+        sound = [
+            plan.layer
+            for plan in plans
+            if plan.action == "freeze"
+            and plan.layer.eps.source == source
+            and not any(
+                finding.severity == "error" or finding.code in ("eps_matters", "eps_ambiguous")
+                for finding in plan.findings
+            )
+        ]
+        found |= eps_matters_together(sound)
     return [
         replace(plan, findings=(*plan.findings, found[plan.layer.name]))
         if plan.layer.name in found
