@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = ["Call", "Global", "LongBytes", "PersistentId", "Value", "describe", "items_of"]
+__all__ = [
+    "Call",
+    "Global",
+    "LongBytes",
+    "PersistentId",
+    "Value",
+    "describe",
+    "items_of",
+    "parts_of",
+]
 
 # A recursive alias would be no safer: whoever reads a value has to look at its type anyway.
 Value: TypeAlias = Any
@@ -117,6 +126,16 @@ def items_of(value: Value) -> list[tuple[Value, Value]] | None:
         elif isinstance(argument, dict):
             given += argument.items()
     return given + value.items
+
+
+def parts_of(value: Value) -> list[Value]:
+    """Return the values that stand directly in another, those of a persistent id left out."""
+    if isinstance(value, Call):
+        pairs = [part for item in value.items for part in item]
+        return [*value.arguments, value.state, *value.appended, *pairs]
+    if isinstance(value, dict):
+        return [*value.values(), *value.keys()]
+    return list(value) if isinstance(value, (tuple, list, set, frozenset)) else []
 
 
 def describe(value: Value) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from frozenbn_cli.errors import DamagedFileError
-from frozenbn_cli.pickles.values import Call, PersistentId, Value
+from frozenbn_cli.pickles.values import Call, PersistentId, Value, parts_of
 from frozenbn_cli.torchscript.script_archive import ScriptArchive, ScriptModule
 
 __all__ = ["children_first", "lost_storages", "without_gradient"]
@@ -58,14 +58,8 @@ def _references(tree: Value) -> Iterable[PersistentId]:
         seen.add(id(value))
         if isinstance(value, PersistentId):
             yield value
-        elif isinstance(value, Call):
-            waiting += [*value.arguments, value.state, *value.appended]
-            waiting += [part for item in value.items for part in item]
-        elif isinstance(value, dict):
-            waiting += value.values()
-            waiting += value.keys()
-        elif isinstance(value, (tuple, list)):
-            waiting += value
+        else:
+            waiting += parts_of(value)
 
 
 def _storage_key(reference: PersistentId) -> str:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Collection, Iterator
 
+from frozenbn_cli.pickles.values import Value, parts_of
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.torchscript.source_code import dotted
 
@@ -15,6 +16,7 @@ _NAMES = re.compile(r"save|load|from_file|\w*(?:read|write|open|to)_\w*file\w*|o
 _SAFE_OPERATORS = {"prim", "aten", "quantized", "torchvision", "onednn", "mkldnn", "prepacked"}
 _SAFE_CLASSES = {("quantized",), ("onednn",), ("mkldnn",), ("xnnpack",), ("sparse",)}
 _CLASSES = ("__torch__", "torch", "classes")
+_MAX_DEPTH = 2_000  # Three for each module within another, of which there are 200 at most.
 
 
 def unsafe_operators(script: ScriptArchive) -> list[str]:
@@ -22,14 +24,36 @@ def unsafe_operators(script: ScriptArchive) -> list[str]:
 
     Loading an archive can run code as well as calling it, so this comes before both.
     """
-    found = dict.fromkeys(
-        str(name)
-        for name in script.pickle.names
-        if not _is_safe_class(tuple(f"{name.module}.{name.name}".split(".")))
-    )
+    found: dict[str, None] = {}
+    for pickle in (script.pickle, script.read_constants()):
+        found |= dict.fromkeys(
+            str(name)
+            for name in pickle.names
+            if not _is_safe_class(tuple(f"{name.module}.{name.name}".split(".")))
+        )
+        if _is_deep(pickle.value):
+            found[f"values within more than {_MAX_DEPTH:,} others"] = None
     for path in script.code_paths:
         found |= dict.fromkeys(_unsafe(script.file(path).tree))
     return list(found)
+
+
+def _is_deep(root: Value) -> bool:
+    """Return whether values stand so deep in others that taking them apart ends PyTorch."""
+    heights: dict[int, int] = {}
+    waiting: list[tuple[Value, list[Value] | None]] = [(root, None)]
+    while waiting:
+        value, parts = waiting.pop()
+        if parts is not None:
+            heights[id(value)] = 1 + max((heights[id(part)] for part in parts), default=0)
+            if heights[id(value)] > _MAX_DEPTH:
+                return True
+        elif id(value) not in heights:
+            heights[id(value)] = 0  # What stands in itself is no deeper for it.
+            parts = parts_of(value)
+            waiting.append((value, parts))
+            waiting += [(part, None) for part in parts]
+    return False
 
 
 def _unsafe(tree: ast.Module) -> Iterator[str]:

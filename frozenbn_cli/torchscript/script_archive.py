@@ -16,7 +16,7 @@ from frozenbn_cli.containers.source import stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.names import NameBudget
-from frozenbn_cli.pickles.reader import read_pickle
+from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
 from frozenbn_cli.torchscript.restoring import restored_attributes
@@ -122,6 +122,17 @@ class ScriptArchive:
                 raise DamagedFileError(expected="a module", found=describe(self.pickle.value))
         self.all_modules = tuple(self._walk())
         self.modules = tuple(module for module in self.all_modules if module.restorer is None)
+
+    def read_constants(self) -> Pickle:
+        """Return the constants that the code refers to: tensors, and whatever text cannot say.
+
+        Raises:
+            DamagedFileError: They contradict the format; says where.
+        """
+        record = f"{self.root}constants.pkl"
+        self.archive.check(record)
+        with located(f"record {record}"):
+            return read_pickle(stream(self.archive.extent(record)), from_torchscript=True)
 
     @property
     def code_paths(self) -> list[str]:
