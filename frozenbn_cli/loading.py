@@ -315,11 +315,14 @@ def _check_settable(name: str, layer: Any, eps: float) -> None:
 
 def _load(model: nn.Module, plan: LoadPlan, entries: Mapping[str, Tensor]) -> None:
     own = state_of(model)
+    assign = any(isinstance(own.get(name), Tensor) and own[name].is_meta for name in plan.sources)
     state: OrderedDict[str, Any] = OrderedDict(own)
-    state.update((name, entries[source]) for name, source in plan.sources.items() if name in own)
+    for name, source in plan.sources.items():
+        if name in own:
+            # Where a file's bytes lie in memory decides on the last bit of some kernels.
+            state[name] = entries[source].clone() if assign else entries[source]
     # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
     state._metadata = own._metadata  # type: ignore[attr-defined]
-    assign = any(isinstance(own.get(name), Tensor) and own[name].is_meta for name in plan.sources)
     before = {name: copy.copy(value) if assign else _cloned(value) for name, value in own.items()}
     try:
         model.load_state_dict(state, strict=True, assign=assign)
