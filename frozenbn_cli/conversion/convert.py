@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.atomic_output import AtomicOutput
+from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
     NothingToFreezeError,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
+_ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
 _SKIPPED = "skipped by --no-verify"
 _OUR_BUG = "Please report this as a bug of frozenbn."
 
@@ -290,8 +291,9 @@ class _Conversion:
         if self._rewriting and script:
             yield TorchScriptOutput(file, script, self._rewriting)
         elif self._to == "torchscript":
+            room_bytes = _ROOM_BYTES + sum(entry.size_bytes for entry in kept.values())
             with (
-                tempfile.TemporaryDirectory() as folder,
+                temporary_folder(room_bytes) as folder,
                 self._archive(folder, part, longest) as made,
             ):
                 yield TorchScriptOutput(file, made, Rewriting({}, frozenset(), frozenset()))

@@ -48,7 +48,7 @@ def describe_conversion(result: ConversionResult, error: FrozenBNError | None = 
     )
     return Section(
         command="convert",
-        title=result.input_path.name,
+        title=printable(result.input_path.name),
         verdict=_verdict(result, error),
         files=_files(result),
         claims=result.claims,

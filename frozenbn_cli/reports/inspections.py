@@ -35,7 +35,7 @@ def describe_inspection(inspection: Inspection | FrozenBNError) -> Section:
     beside = named(_described(inspection.beside), 8)
     return Section(
         command="inspect",
-        title=inspection.path.name or str(inspection.path),
+        title=printable(inspection.path.name or inspection.path),
         verdict=_verdict(inspection),
         files=(FileFacts("file", printable(inspection.path), facts),),
         findings=tuple(foreign_groups(inspection.foreign_names)),

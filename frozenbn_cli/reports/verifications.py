@@ -46,7 +46,7 @@ def describe_verification(result: VerificationResult) -> Section:
     detail = f"{what}{open_}".removeprefix(": ") or word.lower()
     return Section(
         command="verify",
-        title=f"{result.original_path.name} and {result.converted_path.name}",
+        title=printable(f"{result.original_path.name} and {result.converted_path.name}"),
         verdict=Verdict(
             VERDICT_TONES[result.verdict], sentence(result.verdict), f"{sentence(detail)}."
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
+from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.torchscript.rewriting import Rewriting
@@ -105,7 +106,7 @@ def _after(
     options: RunOptions,
 ) -> Loader | str:
     if written.output_format == "torchscript":
-        loader = archive_loader(written.path, options)
+        loader = archive_loader(utf8_path(written.path), options)
         # What was made of a live model here is the code of that model, not of a file.
         is_own = checkpoint.script is None and options.model is not None
         return loader.load if is_own and isinstance(loader, FromFile) else loader

@@ -17,6 +17,7 @@ from torch import Tensor
 from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
+from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.errors import VerificationError
 from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.outputs import OutputFormat
@@ -54,7 +55,7 @@ def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
         VerificationError: The library that is installed cannot read it.
     """
     try:
-        return _FILES[output_format](path)
+        return _FILES[output_format](utf8_path(path))
     except (SafetensorError, UnpicklingError) as error:
         raise VerificationError(
             f"the output cannot be read back ({str(error).splitlines()[0]})",

@@ -430,3 +430,45 @@ def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert code == 0
     assert "Exit codes" in out
+
+
+AWKWARD = os.fsdecode(b"a\xff|<b>\x1b[2J\n# x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+class TestNamesThatAreNoText:
+    @pytest.fixture
+    def awkward(self, tmp_path: Path) -> Path:
+        folder = tmp_path / os.fsdecode(b"folder\xfe")
+        folder.mkdir()
+        return save(tmp_path / "model.pt", small_state()).rename(folder / f"{AWKWARD}.pt")
+
+    @pytest.mark.parametrize("to", ["torch", "safetensors"])
+    def test_are_converted_and_verified(
+        self, capsys: pytest.CaptureFixture[str], awkward: Path, to: str
+    ) -> None:
+        code, out, err = run_here(capsys, "convert", awkward, "--to", to, "--json")
+
+        document = json.loads(out)
+        output = awkward.with_name(f"{AWKWARD}.frozen." + {"torch": "pt"}.get(to, to))
+        assert (code, err, document["outcome"], output.exists()) == (0, "", "converted", True)
+        assert run_here(capsys, "verify", awkward, output, "--quiet")[0] == 0
+
+    @pytest.mark.parametrize("suffix", ["html", "md"])
+    def test_are_escaped_in_reports(
+        self, capsys: pytest.CaptureFixture[str], awkward: Path, suffix: str, tmp_path: Path
+    ) -> None:
+        report = tmp_path / f"report.{suffix}"
+
+        for arguments in (
+            ["inspect", awkward],
+            ["convert", awkward, "--dry-run"],
+            ["verify", awkward, awkward],
+        ):
+            run_here(capsys, *arguments, "--report", report, "--force")
+
+            text = report.read_text()
+            assert "\x1b" not in text
+            assert "\n# x" not in text
+            assert "\\udcff" in text
+            assert "a\\udcff|<b>" not in text.replace("\\|", "|") or suffix == "md"

@@ -1,5 +1,8 @@
 """Archives that crash, hang, allocate or talk are converted, and their model is not verified."""
 
+import errno
+import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
+from frozenbn_cli.errors import OutputError
 from frozenbn_cli.foreign_code.apart import CAN_RUN
 from frozenbn_cli.loading import load_frozen
 from frozenbn_cli.pickles.values import Call
@@ -223,3 +227,36 @@ def test_what_torch_load_would_stumble_on_is_no_bug_of_ours(
     result = verify_files(original, tmp_path / "b.pt")
 
     assert result.verdict == "failed"
+
+
+def test_a_full_temporary_folder_is_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = save(tmp_path / "a.pt", nn.Sequential(nn.BatchNorm2d(2)).state_dict())
+    options = ConvertOptions(to="torchscript", model=one_layer, force_unhealthy=True)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+
+    with pytest.raises(OutputError, match="the temporary folder is full"):
+        convert_file(original, tmp_path / "b.pt", options=options)
+
+    assert list(tmp_path.iterdir()) == [original]
+
+
+def test_a_private_copy_that_finds_no_room_is_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = hostile(Plain, tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("frozenbn_cli.verification.private_copies._copy", full)
+
+    with pytest.raises(OutputError, match="the temporary folder cannot be written to"):
+        convert_file(path)
+
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def one_layer() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(2))
