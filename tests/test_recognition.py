@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -14,13 +15,21 @@ import torchvision
 from torch import nn
 
 from frozenbn_cli import ConvertOptions, convert_file, load_frozen, verify_files
-from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.architectures import (
+    Architecture,
+    Candidate,
+    LayerKind,
+    Match,
+    RecognisedLayer,
+)
+from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.findings import Finding
-from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.batch_norms.plan import Plan, make_plan
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.cli import run
 from frozenbn_cli.inspection import inspect_file
+from frozenbn_cli.selection import Selection
 from tests.builders.files import State, batch_norm, layers_like, nested, save
 
 SCHEMA = json.loads(
@@ -145,6 +154,28 @@ def test_a_1d_head_of_an_architecture_is_left_alone(tmp_path: Path) -> None:
     assert [item.action for item in plan.layers] == [
         "freeze" if count == 2 else "leave" for count in dims
     ]
+
+
+@pytest.mark.parametrize("classes", [["InplaceAbn"], ["BatchNorm2d", "InplaceAbn"]])
+def test_a_class_that_is_no_batch_norm_is_left_alone_or_named(
+    tmp_path: Path, classes: list[str]
+) -> None:
+    kinds = tuple(LayerKind(1e-5, 0.1, name) for name in classes)
+    candidates = tuple(
+        Candidate((Architecture("zoo", "1.0", kind.class_name.lower()),), (kind,)) for kind in kinds
+    )
+    known = RecognisedLayer(Match("", ("bn",), candidates), kinds)
+    with open_checkpoint(save(tmp_path / "a.pth", nested(bn=batch_norm(4)))) as checkpoint:
+        (layer,) = find_batch_norms(checkpoint.state_dict())
+        (found,) = make_plan([replace(layer, recognised=known)], Selection()).layers
+    (note,) = (item for item in found.findings if item.code == "class_ambiguous")
+
+    assert note.message == "InplaceAbn in zoo inplaceabn (1.0), which is no BatchNorm"
+    assert (found.action, found.reason) == (
+        ("leave", "InplaceAbn in zoo inplaceabn (1.0), no BatchNorm")
+        if len(classes) == 1
+        else ("freeze", None)
+    )
 
 
 # Several architectures

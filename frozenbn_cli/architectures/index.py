@@ -55,7 +55,7 @@ class LayerKind:
     Attributes:
         eps: Added to the variance; None where the class has none.
         momentum: Of the running average; None where the class has none.
-        class_name: Without its module.
+        class_name: Without its module; ``BatchNorm2d`` also for one that carries its activation.
     """
 
     eps: float | None
@@ -65,10 +65,8 @@ class LayerKind:
     @property
     def spatial_dims(self) -> int | None:
         """How many spatial dimensions its inputs have, where the class says it."""
-        plain = self.class_name.removeprefix("Frozen").removesuffix("2d").removesuffix("Act")
-        if plain == "BatchNorm":
-            return 2
-        return {"BatchNorm1d": 1, "BatchNorm3d": 3}.get(plain)
+        plain = self.class_name.removeprefix("Frozen")
+        return {"BatchNorm1d": 1, "BatchNorm2d": 2, "BatchNorm3d": 3}.get(plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +164,18 @@ class Index:
         path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
     @classmethod
-    def of(cls, candidates: Mapping[str, Sequence[Candidate]]) -> Index:
-        """Return the index of candidates by fingerprint."""
-        found = [item for group in candidates.values() for item in group]
-        architectures = (one for item in found for one in item.architectures)
-        libraries = _Numbers(sorted({f"{one.library} {one.version}" for one in architectures}))
+    def of(
+        cls, candidates: Mapping[str, Sequence[Candidate]], libraries: Iterable[str] = ()
+    ) -> Index:
+        """Return the index of candidates by fingerprint, made of libraries with their versions."""
+        numbers = _Numbers(sorted(set(libraries)))
         kinds, layouts, names, lines = _Numbers(), _Numbers(), _Numbers(), []
         for print_, group in sorted(candidates.items()):
             for item in group:
-                numbers = [kinds[_kind_line(kind)] for kind in item.kinds]
-                layout = layouts[" ".join(_runs(numbers))]
-                lines.append(f"{print_} {layout} {names[_names_line(item, libraries)]}")
-        sections = (libraries.lines, kinds.lines, layouts.lines, names.lines, lines)
+                of_layers = [kinds[_kind_line(kind)] for kind in item.kinds]
+                layout = layouts[" ".join(_runs(of_layers))]
+                lines.append(f"{print_} {layout} {names[_names_line(item, numbers)]}")
+        sections = (numbers.lines, kinds.lines, layouts.lines, names.lines, lines)
         return cls(dict(zip(_SECTIONS, sections, strict=True)))
 
 

@@ -81,6 +81,15 @@ class RecognisedLayer:
         return _agreed(kind.spatial_dims for kind in self.kinds)
 
     @property
+    def not_batch_norm(self) -> tuple[str, ...]:
+        """The classes that are no BatchNorm and where they are, in words."""
+        return tuple(
+            f"{kind.class_name} in {candidate}"
+            for kind, candidate in zip(self.kinds, self.match.candidates, strict=True)
+            if kind.spatial_dims is None
+        )
+
+    @property
     def by_eps(self) -> dict[float, str]:
         """Which architectures have each eps, in words; and with which class, if that differs."""
         classes = {kind.class_name for kind in self.kinds}
@@ -103,7 +112,7 @@ def recognise(
     """Return what is known of the layers that are those of an architecture, by name.
 
     Args:
-        channels: Of every layer with running statistics in the file, by name.
+        channels: Of every layer with a running mean in the file, by name.
         index: Returns the architectures that are known; not called for fewer layers than any has.
     """
     if not _FEWEST_LAYERS <= len(channels) <= _MOST_LAYERS:

@@ -145,7 +145,9 @@ def find_batch_norms(
     if may_recognise and not all(
         facts_of[name].states_eps for name in groups.keys() - frozen.keys()
     ):
-        known = recognise({name: channels_of[name] for name in with_statistics})
+        known = recognise(
+            {name: channels_of[name] for name in groups if "running_mean" in groups[name]}
+        )
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():

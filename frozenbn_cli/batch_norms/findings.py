@@ -69,6 +69,7 @@ LABELS = {
     "eps_matters": "eps matters",
     "eps_ambiguous": "eps ambiguous",
     "eps_contradicts": "eps is another there",
+    "class_ambiguous": "class ambiguous",
     "variance_below_eps": "variance below eps",
     "dead_channels": "dead channels",
     "large_scale": "large scale",

@@ -167,7 +167,7 @@ def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
-        findings += _on_dimensions(layer)
+        findings += (*_on_dimensions(layer), *_on_class(layer))
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         deselected = unselected is not None
         plans.append(LayerPlan(layer, action, reason, findings, selected, deselected))
@@ -281,6 +281,14 @@ def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
     return () if layer.spatial_dims == 2 else (_STAYS_LIVE,)
 
 
+def _on_class(layer: BatchNorm) -> tuple[Finding, ...]:
+    """Return what there is to say of a layer that is no BatchNorm in all that have such layers."""
+    if layer.type_name or not layer.recognised or not layer.recognised.not_batch_norm:
+        return ()
+    others = ", ".join(layer.recognised.not_batch_norm)
+    return (Finding("class_ambiguous", "note", f"{others}, which is no BatchNorm"),)
+
+
 _DIMS_ASSUMED = Finding(
     "dims_assumed",
     "note",
@@ -316,6 +324,9 @@ def _reason_left(layer: BatchNorm) -> str | None:
     is_known = layer.facts.code_is_known or layer.type_name in _FREEZABLE
     if layer.type_name and not is_known:
         return f"{layer.type_name}, whose forward may do something else"
+    known = layer.recognised if not layer.type_name else None
+    if known and len(known.not_batch_norm) == len(known.kinds):
+        return f"{known.not_batch_norm[0]}, no BatchNorm"
     return None
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frozenbn_cli.architectures import Match, recognise
-from frozenbn_cli.checkpoints import StateDict, names_statistics
+from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
 
 __all__ = [
@@ -67,8 +67,11 @@ def architecture_of(part: StateDict) -> Match | None:
 
     A prefix counts only where all entries have it.
     """
-    statistics = {name: tensor for name, tensor in part.entries.items() if names_statistics(name)}
-    channels = {name.rpartition(".")[0]: tensor.elements for name, tensor in statistics.items()}
+    channels = {
+        name.rpartition(".")[0]: tensor.elements
+        for name, tensor in part.entries.items()
+        if name.rpartition(".")[2] == "running_mean"
+    }
     found = next(iter(recognise(channels).values()), None)
     if found and all(name.startswith(found.match.prefix) for name in part.entries):
         return found.match

@@ -26,7 +26,9 @@ def index_of(lines: Iterable[Mapping[str, Any]]) -> Index:
     """Return the index of architectures as `collect.py` describes them, a line each."""
     found: dict[str, dict[tuple[LayerKind, ...], list[Architecture]]] = {}
     undecided: set[str] = set()
+    libraries: set[str] = set()
     for line in lines:
+        libraries.add(f"{line['library']} {line['version']}")
         architecture = Architecture(line["library"], line["version"], line["name"])
         for layers in line.get("variants", ()):
             if len(layers) < _FEWEST_LAYERS:
@@ -46,8 +48,15 @@ def index_of(lines: Iterable[Mapping[str, Any]]) -> Index:
             )
             for print_, by_kinds in found.items()
             if print_ not in undecided
-        }
+        },
+        libraries,
     )
+
+
+def kind_of(facts: list[Any]) -> LayerKind:
+    """Return what is said of a layer; one with its activation normalises as one without."""
+    _, eps, momentum, class_name = facts
+    return LayerKind(eps, momentum, class_name.replace("NormAct", "Norm"))
 
 
 def _described(
@@ -55,7 +64,7 @@ def _described(
 ) -> tuple[str, tuple[LayerKind, ...] | None]:
     """Return a fingerprint and the kinds of its layers; None where it cannot tell these apart."""
     names, print_ = form_fingerprint({name: facts[0] for name, facts in layers.items()}, form)
-    kinds = tuple(LayerKind(*layers[name][1:]) for name in names)
+    kinds = tuple(kind_of(layers[name]) for name in names)
     alike = [(form(name), layers[name][0]) for name in names]
     for place in range(1, len(names)):
         if alike[place] == alike[place - 1] and kinds[place] != kinds[place - 1]:

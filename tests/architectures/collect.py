@@ -1,7 +1,7 @@
 """Writes down the BatchNorm layers of every architecture of an installed library, a line each.
 
-    python tests/architectures/collect.py timm FACTS.jsonl
-    python tests/architectures/collect.py torchvision FACTS.jsonl
+    python -m tests.architectures.collect timm FACTS.jsonl
+    python -m tests.architectures.collect torchvision FACTS.jsonl
 
 One run for each library and version: `tests/architectures/build_index.py` makes the index of all
 their files. Architectures that are in the file already are not built again, so that a run that was
@@ -29,11 +29,11 @@ Layers = dict[str, list[Any]]
 
 
 def layers_of(model: nn.Module) -> Layers:
-    """Return what is known of each layer that has running statistics in the state dict."""
+    """Return what is known of each layer that has a running mean in the state dict."""
     layers: Layers = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
         name, _, role = key.rpartition(".")
-        if role in ("running_mean", "running_var"):
+        if role == "running_mean":
             layer: Any = model.get_submodule(name)
             facts = [
                 getattr(layer, "eps", None),

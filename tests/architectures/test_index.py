@@ -7,9 +7,10 @@ import pytest
 import torch
 import torchvision
 
-from frozenbn_cli.architectures import Architecture, LayerKind, recognise
+from frozenbn_cli.architectures import Architecture, recognise
 from frozenbn_cli.architectures.index import INDEX_PATH, Index
 from frozenbn_cli.checkpoints import open_checkpoint
+from tests.architectures.build_index import kind_of
 from tests.architectures.collect import Layers, layers_of, variants, without_memory
 from tests.conversion.test_real_weights import LITE0
 
@@ -44,7 +45,7 @@ def test_it_says_what_the_libraries_say(library: str) -> None:
         for layers in built(library, name):
             if len(layers) >= 4:
                 found = recognise({layer: facts[0] for layer, facts in layers.items()})
-                truth = {layer: LayerKind(*facts[1:]) for layer, facts in layers.items()}
+                truth = {layer: kind_of(facts) for layer, facts in layers.items()}
                 assert found.keys() == truth.keys(), name
                 assert all(truth[layer] in item.kinds for layer, item in found.items()), name
                 compared += 1

@@ -160,6 +160,17 @@ def test_the_same_layers_of_several_architectures_are_one_candidate() -> None:
     assert str(match.candidates[0]) == "zoo small (1.10) and 1 more"
 
 
+def test_a_class_that_is_no_batch_norm_is_named() -> None:
+    other = line("old", SMALL, 1e-5)
+    (variant,) = other["variants"]  # type: ignore[misc]
+    other["variants"] = [{name: [*facts[:3], "InplaceAbn"] for name, facts in variant.items()}]  # type: ignore[has-type]
+    layer = found(SMALL, line("new", SMALL, 1e-5), other)["bn1"]
+
+    assert layer.eps == 1e-5
+    assert layer.spatial_dims is None
+    assert layer.not_batch_norm == ("InplaceAbn in zoo old (1.0)",)
+
+
 def test_an_old_version_with_another_eps_makes_it_ambiguous() -> None:
     old = line("small", SMALL, 1e-5) | {"version": "0.9"}
     layers = found(SMALL, line("small", SMALL), old)
