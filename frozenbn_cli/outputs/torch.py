@@ -15,7 +15,9 @@ from frozenbn_cli.pickles.writer import write_pickle
 __all__ = ["TorchOutput"]
 
 # What `torch.load` knows no typed storage for.
-_WITHOUT_TYPED_STORAGE = {"float8_e4m3fn", "float8_e5m2", "complex32"}
+_WITHOUT_TYPED_STORAGE = {
+    "float8_e4m3fn", "float8_e5m2", "complex32", "uint16", "uint32", "uint64",
+}  # fmt: skip
 _ORDERED_DICT = Global("collections", "OrderedDict")
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 

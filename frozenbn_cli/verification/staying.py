@@ -47,7 +47,6 @@ def claim_of_changes(changes: list[Difference], mode: str) -> Claim:
 
 def train_once(model: Any, inputs: Inputs) -> str | None:
     """Run a model with all of it in training mode; return why that fails, if it does."""
-    arguments, keywords = inputs.of_dtype(dtype_of(model))
     try:
         with (
             foreign_code(),
@@ -55,6 +54,7 @@ def train_once(model: Any, inputs: Inputs) -> str | None:
             torch.no_grad(),
             torch_jit.as_written(),
         ):
+            arguments, keywords = inputs.of_dtype(dtype_of(model))
             model.train()
             model(*arguments, **keywords)
     except Exception as error:  # A model is foreign code, which may raise anything.

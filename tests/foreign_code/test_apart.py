@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,11 @@ def test_ends_what_goes_on_for_ever() -> None:
 
 
 def test_ends_what_runs_when_it_is_interrupted() -> None:
+    # Where the tests were started in the background, Python would not hear of it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         run_apart(partial(jobs.loop, os.getpid()), timeout=600)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_bounds_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ class TestModelsThatWork:
 
 def test_a_model_that_an_archive_does_not_belong_to_is_refused(tmp_path: Path) -> None:
     path = script(small(), tmp_path / "a.pt")
-    options = ConvertOptions(to="safetensors", model=lambda: nn.Linear(1, 1))
+    options = ConvertOptions(to="safetensors", model=partial(nn.Linear, 1, 1))
 
     with pytest.raises(UsageError, match="expected a BatchNorm2d that can be frozen"):
         convert_file(path, options=options)

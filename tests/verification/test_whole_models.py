@@ -175,11 +175,14 @@ class TestDescribedByAModel:
             self.layers(tmp_path, perturb(model), selection=Selection.of(include="1"))
         assert all(item.action == "freeze" for item in self.layers(tmp_path, model).values())
 
-    def test_a_file_that_has_frozen_them_since_counts(self, path: Path) -> None:
+    def test_a_file_that_does_not_tell_goes_by_its_model(self, path: Path) -> None:
         frozen = save(path.with_name("b.pt"), convert_bn_to_frozen(small()).state_dict())
-
         with pytest.raises(NothingToFreezeError):
-            convert_file(frozen, options=ConvertOptions(model=small))
+            convert_file(frozen)
+
+        result = convert_file(frozen, options=ConvertOptions(model=small))
+
+        assert statuses(result) == ALL_EQUAL
 
     def test_inspect_lists_what_does_not_fit(self, path: Path) -> None:
         def larger() -> nn.Module:
