@@ -94,6 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     resnet18 = build(torchvision.models.resnet18)
     save(folder / "model.pth", resnet18.state_dict())
     save(folder / "timm.pth", resnet18.state_dict())
+    mobilenet = build(torchvision.models.mobilenet_v3_large)
+    save(folder / "mobilenet_v3_large.pth", mobilenet.state_dict())
     small = small_state()
     save(folder / "last.ckpt", {"model": small, "model_ema": small, "epoch": 3})
     prefixed = {f"model.{name}": value for name, value in resnet18.state_dict().items()}
