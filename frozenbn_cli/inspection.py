@@ -200,7 +200,7 @@ def _described(
     """Return a state dict with what a model says of it, and how it does not fit that model."""
     if model is None:
         return part, ()
-    live_models = import_quietly("frozenbn_cli.live_models.building")
+    live_models = import_quietly("frozenbn_cli.live_models.describing")
     described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(
         model, part, rename=rename
     )

@@ -134,20 +134,15 @@ def find_batch_norms(
         may_recognise: Look the layers up among those of public architectures, where the file
             leaves an eps open.
     """
-    frozen = frozen or {}
-    entries = state_dict.entries
+    frozen, entries = frozen or {}, state_dict.entries
     with_statistics = [name.rpartition(".")[0] for name in filter(names_statistics, entries)]
     names = dict.fromkeys([*with_statistics, *state_dict.layers])
     groups = {name: _group(name, entries) for name in names}
     facts_of = {name: state_dict.layers.get(name, LayerFacts()) for name in groups}
     channels_of = {name: _channels(tensors, facts_of[name]) for name, tensors in groups.items()}
-    known: dict[str, RecognisedLayer] = {}
-    if may_recognise and not all(
-        facts_of[name].states_eps for name in groups.keys() - frozen.keys()
-    ):
-        known = recognise(
-            {name: channels_of[name] for name in groups if "running_mean" in groups[name]}
-        )
+    known: Mapping[str, RecognisedLayer] = {}
+    if may_recognise and not all(facts_of[name].states_eps for name in groups.keys() - frozen):
+        known = recognise({name: channels_of[name] for name in groups if _has_mean(groups[name])})
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():
@@ -177,6 +172,10 @@ def find_batch_norms(
             )
         )
     return layers
+
+
+def _has_mean(tensors: Mapping[Role, StoredTensor]) -> bool:
+    return "running_mean" in tensors
 
 
 def _eps(facts: LayerFacts, given: float | None, recognised: RecognisedLayer | None) -> Eps:

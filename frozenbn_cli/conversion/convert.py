@@ -168,7 +168,7 @@ class _Conversion:
         self._options = replace(self._options, model=fitted_to(part, self._options.model))
         if self._checkpoint.script:
             return part
-        live_models = import_quietly("frozenbn_cli.live_models.building")
+        live_models = import_quietly("frozenbn_cli.live_models.describing")
         described, _ = live_models.described_by(
             self._options.model, part, strict=True, rename=not self._options.names_are_given
         )

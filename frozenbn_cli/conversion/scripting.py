@@ -14,7 +14,8 @@ from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import DependencyError, UnsupportedFileError, UsageError
-from frozenbn_cli.live_models.building import first_line, foreign_code, scripted, state_of
+from frozenbn_cli.live_models.building import scripted, state_of
+from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers

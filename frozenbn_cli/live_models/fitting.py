@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from frozenbn_cli.architectures import Architecture, Candidate, Match
 from frozenbn_cli.checkpoints import StateDict, StoredTensor
 from frozenbn_cli.errors import DependencyError, UsageError, located
-from frozenbn_cli.live_models.building import Fit, first_line, fit_of, foreign_code, state_of
+from frozenbn_cli.live_models.building import state_of
+from frozenbn_cli.live_models.describing import Fit, fit_of
+from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.known_models import AUTO, KnownModel, architecture_of
 
 __all__ = ["FittedModel", "fitted"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
-from frozenbn_cli.live_models.building import first_line
+from frozenbn_cli.live_models.guarding import first_line
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.stored_values import read_torch
 from frozenbn_cli.wording import counted

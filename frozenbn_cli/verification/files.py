@@ -14,7 +14,8 @@ from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.foreign_code import apart
-from frozenbn_cli.live_models.building import BuiltOnce, described_by
+from frozenbn_cli.live_models.building import BuiltOnce
+from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.stages import Progress, Stages

@@ -18,7 +18,9 @@ from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.importing import importable
-from frozenbn_cli.live_models.building import build, foreign_code, load_state
+from frozenbn_cli.live_models.building import build
+from frozenbn_cli.live_models.describing import load_state
+from frozenbn_cli.live_models.guarding import foreign_code
 from frozenbn_cli.live_models.known_models import found_by_auto
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.stored_values import to_tensor

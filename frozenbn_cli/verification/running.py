@@ -12,7 +12,8 @@ import torch
 
 from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import FrozenBNError, UsageError
-from frozenbn_cli.live_models.building import first_line, foreign_code, last_line, scripted
+from frozenbn_cli.live_models.building import scripted
+from frozenbn_cli.live_models.guarding import first_line, foreign_code, last_line
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.verification.claims import Claim, Difference

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from frozenbn_cli import torch_jit
-from frozenbn_cli.live_models.building import foreign_code, last_line
+from frozenbn_cli.live_models.guarding import foreign_code, last_line
 from frozenbn_cli.live_models.inputs import Inputs, dtype_of
 from frozenbn_cli.verification.claims import Claim, Difference
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, verify_files
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.live_models.building import BuiltOnce, build, fit_of, foreign_code
+from frozenbn_cli.live_models.building import BuiltOnce, build
+from frozenbn_cli.live_models.describing import fit_of
+from frozenbn_cli.live_models.guarding import foreign_code
 from frozenbn_cli.verification.claims import Claim
 from tests.builders.archives import script
 from tests.builders.files import save
