@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from frozenbn_cli.errors import DependencyError, UsageError
 
 __all__ = ["dask_executor"]
+
+_Result = TypeVar("_Result")
 
 
 @contextmanager
@@ -43,4 +46,35 @@ def dask_executor(address: str) -> Iterator[Executor]:
             advice="Start one with `dask scheduler`, and give the address that it prints.",
         ) from error
     with client:
-        yield client.get_executor(pure=False)
+        yield _DaskExecutor(client)
+
+
+class _DaskExecutor(Executor):
+    """Hands work to a cluster.
+
+    Dask's own executor looks at a future's state once more after it has the result. Where the
+    worker was lost in between, it takes that result for an error.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def submit(self, fn: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> Future[_Result]:
+        """Return the future of a call, which some worker makes."""
+        future = self._client.submit(fn, *args, pure=False, **kwargs)
+        promised: Future[_Result] = Future()
+        future.add_done_callback(partial(_settle, promised))
+        promised.add_done_callback(lambda _: future.cancel() if promised.cancelled() else None)
+        return promised
+
+
+def _settle(promised: Future[Any], future: Any) -> None:
+    """Pass on what came of Dask's future."""
+    if future.cancelled():
+        promised.cancel()
+    if not promised.set_running_or_notify_cancel():
+        return
+    try:
+        promised.set_result(future.result())
+    except Exception as error:  # Whatever the cluster raises where workers fail.
+        promised.set_exception(error)
