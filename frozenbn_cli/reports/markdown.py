@@ -107,7 +107,7 @@ def _part(part: Part, command: Command) -> Iterator[str]:
         yield "#### Findings on the statistics"
         yield _findings(part.findings)
     if part.notes:
-        yield "#### Left alone, left out"
+        yield "#### Notes"
         yield _list(map(_text, part.notes))
     if part.layers:
         yield "#### Layers"
