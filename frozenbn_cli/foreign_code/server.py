@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ def main(*modules: str) -> None:
     warnings.simplefilter("ignore")
     for module in modules:
         importlib.import_module(module)
+    tempfile.gettempdir()  # It writes to find out, which a job may not; so it is known by then.
     with socket.socket(fileno=0) as control:
         while select.select([control], [], [], _IDLE_SECONDS)[0]:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 3)

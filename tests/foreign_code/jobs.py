@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,7 @@ def answer_itself() -> None:
 
 def is_imported(name: str) -> bool:
     return name in sys.modules
+
+
+def folder_for_files() -> str:
+    return tempfile.gettempdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,11 @@ def test_bounds_memory() -> None:
 def test_lets_no_byte_be_written_to_a_file(tmp_path: Path) -> None:
     assert "File too large" in failure(partial(jobs.write, tmp_path / "file"))
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+
+
+def test_knows_where_files_would_go() -> None:
+    """Libraries ask for it while they are imported."""
+    assert run_apart(jobs.folder_for_files, timeout=100) == tempfile.gettempdir()
 
 
 def test_hands_on_no_descriptors_but_pipes() -> None:
