@@ -279,6 +279,9 @@ class TestRefused:
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         self.refuses(model)
 
+    @pytest.mark.skipif(
+        torch.__version__.startswith("2.6"), reason="PyTorch 2.6 cannot shard on the CPU"
+    )
     @pytest.mark.usefixtures("process_group")
     @pytest.mark.parametrize("trainable_affine", [False, True])
     def test_but_a_frozen_model_is_sharded_and_trained(self, trainable_affine: bool) -> None:
