@@ -47,6 +47,8 @@ def main(*modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
     tempfile.gettempdir()  # It writes to find out, which a job may not; so it is known by then.
+    with suppress(ImportError, AttributeError):  # So does this when PyTorch 2.6 imports it.
+        importlib.import_module("torch.distributed.nn")
     with socket.socket(fileno=0) as control:
         while select.select([control], [], [], _IDLE_SECONDS)[0]:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 3)

@@ -355,10 +355,6 @@ class TestTrust:
         assert statuses(result) == {**ALL_EQUAL, "model": "not verified"}
         assert statuses(verified) == ALL_EQUAL
 
-    @pytest.mark.skipif(
-        torch.__version__.startswith("2.6"),
-        reason="torch.distributed.nn of PyTorch 2.6 writes a file while it is imported",
-    )
     def test_with_trust_it_is(self, tmp_path: Path) -> None:
         path, marker = self.hostile(tmp_path)
 
