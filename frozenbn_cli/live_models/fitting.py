@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -93,9 +93,7 @@ def _named(known: KnownModel, part: StateDict) -> FittedModel:
             f"the file does not fit it: {problems}",
             advice="Is it built with the arguments that it had? Give them with --model-arg.",
         )
-    ways = (
-        [item for item in match.candidates if architecture in item.architectures] if match else []
-    )
+    ways = _ways(architecture, match.candidates if match else ())
     if len({item.eps for item in ways}) > 1:
         listed = ", ".join(f"{_eps_words(item)} with {item.kinds[0].class_name}" for item in ways)
         raise UsageError(
@@ -103,6 +101,20 @@ def _named(known: KnownModel, part: StateDict) -> FittedModel:
             advice="Name a function that builds yours: path/file.py:callable.",
         )
     return found
+
+
+def _ways(architecture: Architecture, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that are an architecture: as it is installed, or in any version if unknown."""
+    named = [
+        (candidate, [one.version for one in candidate.architectures if _same(one, architecture)])
+        for candidate in candidates
+    ]
+    installed = [candidate for candidate, versions in named if architecture.version in versions]
+    return installed or [candidate for candidate, versions in named if versions]
+
+
+def _same(one: Architecture, other: Architecture) -> bool:
+    return (one.library, one.name) == (other.library, other.name)
 
 
 def _recognised(known: KnownModel, part: StateDict) -> FittedModel:
