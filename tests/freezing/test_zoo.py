@@ -31,6 +31,7 @@ TIMM_PIXELS = {
     "coatnet_nano_rw_224": 224,
     "efficientformer_l1": 224,
     "efficientformerv2_s0": 224,
+    "efficientvit_m0": 224,
     "halonet26t": 256,
     "inception_resnet_v2": 96,
     "inception_v3": 96,
