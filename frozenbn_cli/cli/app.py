@@ -12,9 +12,27 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from frozenbn_cli.cli import options
-from frozenbn_cli.cli.option_values import parse_model, parse_selection, parse_shapes
-from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave, tidy
+from frozenbn_cli.cli.options.checkpoints import (
+    Checkpoints,
+    Converted,
+    Key,
+    NameArguments,
+    Original,
+)
+from frozenbn_cli.cli.options.examples import CONVERT_EXAMPLES, INSPECT_EXAMPLES, VERIFY_EXAMPLES
+from frozenbn_cli.cli.options.groups import command
+from frozenbn_cli.cli.options.layers import ForceUnhealthy, LayerArguments, NoRecognise
+from frozenbn_cli.cli.options.many_files import ManyArguments
+from frozenbn_cli.cli.options.models import (
+    ModelArguments,
+    NoVerify,
+    RunArguments,
+    ToleranceArguments,
+    run_options,
+)
+from frozenbn_cli.cli.options.outputs import OutputArguments
+from frozenbn_cli.cli.options.reporting import AllLayers, Check, ForceReport, ReportArguments
+from frozenbn_cli.cli.sink import complain, print_json, reader_may_leave, tidy
 from frozenbn_cli.errors import (
     INTERRUPTED,
     FrozenBNError,
@@ -62,90 +80,56 @@ def frozenbn(
     """Freeze the BatchNorm2d layers of PyTorch model files."""
 
 
-@app.command(epilog=options.INSPECT_EXAMPLES)
+@command(app, epilog=INSPECT_EXAMPLES)
 def inspect(
-    checkpoints: options.Checkpoints,
-    key: options.Key = None,
-    keep_prefix: options.KeepPrefix = False,
-    strip_prefix: options.StripPrefix = "",
-    add_prefix: options.AddPrefix = "",
-    eps: options.Eps = None,
-    no_recognise: options.NoRecognise = False,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    dims_of: options.DimsOf = None,
-    live: options.Live = False,
-    frozen: options.Frozen = False,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    all_layers: options.AllLayers = False,
-    check: options.Check = False,
-    report: options.Report = None,
-    force: options.ForceReport = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    *,
+    checkpoints: Checkpoints,
+    key: Key = None,
+    names: NameArguments,
+    layers: LayerArguments,
+    no_recognise: NoRecognise = False,
+    model: ModelArguments,
+    all_layers: AllLayers = False,
+    check: Check = False,
+    reporting: ReportArguments,
+    force: ForceReport = False,
 ) -> None:
     """Show what model files are, and whether their running statistics mean anything.
 
     Nothing in a file is executed, and torch is not imported unless a model is
     named.
     """
-    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=checkpoints, force=force)
+    sink = reporting.sink(checkpoints, force=force)
     inspect_file = partial(
         import_quietly("frozenbn_cli.inspection").inspect_file,
         key=key,
-        keep_prefix=keep_prefix,
-        strip_prefix=strip_prefix,
-        add_prefix=add_prefix,
-        eps=eps,
-        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
-        model=parse_model(model, model_arg),
+        **names.values,
+        eps=layers.eps,
+        selection=layers.selection,
+        model=model.target,
         summarize=sink.has_report,
         may_recognise=not no_recognise,
     )
-    command = import_quietly("frozenbn_cli.cli.inspect")
-    raise typer.Exit(
-        command.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check)
-    )
+    shown = import_quietly("frozenbn_cli.cli.inspect")
+    raise typer.Exit(shown.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check))
 
 
-@app.command(epilog=options.CONVERT_EXAMPLES)
+@command(app, epilog=CONVERT_EXAMPLES)
 def convert(
-    checkpoints: options.Checkpoints,
-    output: options.OutputPath = None,
-    to: options.To = None,
-    key: options.Key = None,
-    keep_prefix: options.KeepPrefix = False,
-    strip_prefix: options.StripPrefix = "",
-    add_prefix: options.AddPrefix = "",
-    eps: options.Eps = None,
-    no_recognise: options.NoRecognise = False,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    dims_of: options.DimsOf = None,
-    live: options.Live = False,
-    frozen: options.Frozen = False,
-    force_unhealthy: options.ForceUnhealthy = False,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    no_verify: options.NoVerify = False,
-    input_shape: options.InputShape = None,
-    inputs: options.Inputs = None,
-    seed: options.Seed = 0,
-    runs: options.Runs = 1,
-    timeout: options.Timeout = 300.0,
-    trust: options.Trust = False,
-    output_dir: options.OutputDir = None,
-    recursive: options.Recursive = False,
-    skip_existing: options.SkipExisting = False,
-    jobs: options.Jobs = None,
-    scheduler: options.Scheduler = None,
-    all_layers: options.AllLayers = False,
-    report: options.Report = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    *,
+    checkpoints: Checkpoints,
+    output: OutputArguments,
+    key: Key = None,
+    names: NameArguments,
+    layers: LayerArguments,
+    no_recognise: NoRecognise = False,
+    force_unhealthy: ForceUnhealthy = False,
+    model: ModelArguments,
+    no_verify: NoVerify = False,
+    running: RunArguments,
+    many: ManyArguments,
+    all_layers: AllLayers = False,
+    reporting: ReportArguments,
 ) -> None:
     """Freeze the BatchNorm2d layers of a model file, or of many, and write the result.
 
@@ -155,72 +139,46 @@ def convert(
     run. Of many files, one that fails does not stop the others; the exit code is
     that of the worst.
     """
-    others = [*checkpoints, output]
-    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
+    sink = reporting.sink([*checkpoints, output.output], force=output.force)
     how = import_quietly("frozenbn_cli.conversion.convert").ConvertOptions(
-        to=to.value if to else None,
+        to=output.to.value if output.to else None,
         key=key,
-        keep_prefix=keep_prefix,
-        strip_prefix=strip_prefix,
-        add_prefix=add_prefix,
-        eps=eps,
-        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
+        **names.values,
+        eps=layers.eps,
+        selection=layers.selection,
         may_recognise=not no_recognise,
-        force=force,
+        force=output.force,
         force_unhealthy=force_unhealthy,
-        dry_run=dry_run,
+        dry_run=output.dry_run,
         verify=not no_verify,
-        model=parse_model(model, model_arg),
-        input_shapes=parse_shapes(input_shape),
-        inputs=inputs,
-        seed=seed,
-        runs=runs,
-        timeout=timeout,
-        trust=trust,
         summarize=sink.has_report,
+        **run_options(model, running),
     )
-    if not dry_run:
-        tidy(output_dir or (output or checkpoints[0]).parent, recursive=recursive)
-    batch = {"recursive": recursive, "skip_existing": skip_existing, "jobs": jobs}
+    output_dir = many.output_dir
+    if not output.dry_run:
+        tidy(output_dir or (output.output or checkpoints[0]).parent, recursive=many.recursive)
     if output_dir is not None:
-        if output is not None:
-            raise UsageError("--output and --output-dir are given; one of them says where")
-        if report is not None:
-            raise UsageError("--report shows one conversion; --json tells of many")
-        many = import_quietly("frozenbn_cli.cli.convert_many")
-        convert_with = partial(many.convert_files, checkpoints, output_dir=output_dir, options=how)
-        code = many.run(partial(convert_with, **batch), scheduler, sink, all_files=all_layers)
-        raise typer.Exit(code)
-    one = import_quietly("frozenbn_cli.cli.convert")
-    one.check_alone(checkpoints, *batch.values(), scheduler)
-    raise typer.Exit(one.run(checkpoints[0], output, how, sink, all_layers=all_layers))
+        many.check_with(output.output, reporting.report)
+        of_many = import_quietly("frozenbn_cli.cli.convert_many")
+        into = {"output_dir": output_dir, "options": how}
+        raise typer.Exit(of_many.run(checkpoints, many, sink, all_files=all_layers, **into))
+    of_one = import_quietly("frozenbn_cli.cli.convert")
+    of_one.check_alone(checkpoints, many)
+    raise typer.Exit(of_one.run(checkpoints[0], output.output, how, sink, all_layers=all_layers))
 
 
-@app.command(epilog=options.VERIFY_EXAMPLES)
+@command(app, epilog=VERIFY_EXAMPLES)
 def verify(
-    original: options.Original,
-    converted: options.Converted,
-    key: options.Key = None,
-    eps: options.Eps = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    dims_of: options.DimsOf = None,
-    live: options.Live = False,
-    frozen: options.Frozen = False,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    input_shape: options.InputShape = None,
-    inputs: options.Inputs = None,
-    seed: options.Seed = 0,
-    runs: options.Runs = 1,
-    timeout: options.Timeout = 300.0,
-    atol: options.AbsoluteTolerance = 0.0,
-    rtol: options.RelativeTolerance = 0.0,
-    trust: options.Trust = False,
-    report: options.Report = None,
-    force: options.ForceReport = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    *,
+    original: Original,
+    converted: Converted,
+    key: Key = None,
+    layers: LayerArguments,
+    model: ModelArguments,
+    running: RunArguments,
+    tolerance: ToleranceArguments,
+    reporting: ReportArguments,
+    force: ForceReport = False,
 ) -> None:
     """Check that one model file is another with its BatchNorm2d layers frozen.
 
@@ -228,25 +186,17 @@ def verify(
     tolerance is given; what differs is named and measured. Exits with 0 if
     nothing differs, and 1 if something does.
     """
-    others = [original, converted]
-    sink = Sink(as_json=as_json, quiet=quiet, report=report, others=others, force=force)
+    sink = reporting.sink([original, converted], force=force)
     how = VerifyOptions(
         key=key,
-        eps=eps,
-        selection=parse_selection(include, exclude, dims_of, live=live, frozen=frozen),
-        model=parse_model(model, model_arg),
-        input_shapes=parse_shapes(input_shape),
-        inputs=inputs,
-        seed=seed,
-        runs=runs,
-        timeout=timeout,
-        atol=atol,
-        rtol=rtol,
-        trust=trust,
+        eps=layers.eps,
+        selection=layers.selection,
+        atol=tolerance.atol,
+        rtol=tolerance.rtol,
         summarize=sink.has_report,
+        **run_options(model, running),
     )
-    command = import_quietly("frozenbn_cli.cli.verify")
-    raise typer.Exit(command.run(original, converted, how, sink))
+    raise typer.Exit(import_quietly("frozenbn_cli.cli.verify").run(original, converted, how, sink))
 
 
 def main() -> NoReturn:

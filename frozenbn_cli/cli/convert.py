@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
@@ -17,17 +18,17 @@ from frozenbn_cli.reports.documents import conversion_document, error_fields
 __all__ = ["check_alone", "run"]
 
 
-def check_alone(paths: Sequence[Path], *batch: object) -> None:
+def check_alone(paths: Sequence[Path], many: ManyArguments) -> None:
     """Refuse what needs a folder for its results.
 
     Args:
         paths: The inputs.
-        batch: What is only for several files, as far as it is given.
+        many: What is for many files.
 
     Raises:
         UsageError: There are several inputs, or something is meant for several.
     """
-    if any(batch) or len(paths) > 1 or names_several(paths[0]):
+    if many.are_given or len(paths) > 1 or names_several(paths[0]):
         raise UsageError("several files", expected="--output-dir DIR for the results")
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
+from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.many_files.dask_cluster import dask_executor
 from frozenbn_cli.many_files.file_results import FileResult, exit_code_of
@@ -16,22 +19,26 @@ from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import make_console
 from frozenbn_cli.reports.documents import batch_document
 
-__all__ = ["convert_files", "run"]
+__all__ = ["run"]
 
 
 def run(
-    convert_with: Callable[..., list[FileResult]],
-    scheduler: str | None,
+    paths: Sequence[Path],
+    many: ManyArguments,
     sink: Sink,
     *,
+    output_dir: Path,
+    options: ConvertOptions,
     all_files: bool,
 ) -> int:
     """Convert many files, show what becomes of them, and return the exit code.
 
     Args:
-        convert_with: Converts them on an ``executor``, and tells a ``progress``.
-        scheduler: The address of a Dask cluster; None for processes of its own.
+        paths: Files, folders and patterns.
+        many: Which of them, and who converts.
         sink: Where the words go.
+        output_dir: Where the results go.
+        options: How to convert.
         all_files: Show every file at the end.
     """
     console = sink.console
@@ -48,8 +55,17 @@ def run(
     live = None if sink.quiet else make_console(sys.stderr)
     with BatchView(live, show=show if as_lines else None, complain=complain_of) as view:
         try:
-            with dask_executor(scheduler) if scheduler else nullcontext() as executor:
-                convert_with(executor=executor, progress=view)
+            with dask_executor(many.scheduler) if many.scheduler else nullcontext() as executor:
+                convert_files(
+                    paths,
+                    output_dir=output_dir,
+                    options=options,
+                    recursive=many.recursive,
+                    skip_existing=many.skip_existing,
+                    jobs=many.jobs,
+                    executor=executor,
+                    progress=view,
+                )
         except KeyboardInterrupt:
             if not view.total:
                 raise

@@ -12,15 +12,15 @@ import pytest
 import torch
 import torchvision
 
-from frozenbn_cli.cli import options
 from frozenbn_cli.cli.app import run
+from frozenbn_cli.cli.options import examples
 from tests.builders.files import save
 from tests.builders.models import build
 
 EXAMPLES = {
-    "inspect": options.INSPECT_EXAMPLES,
-    "convert": options.CONVERT_EXAMPLES,
-    "verify": options.VERIFY_EXAMPLES,
+    "inspect": examples.INSPECT_EXAMPLES,
+    "convert": examples.CONVERT_EXAMPLES,
+    "verify": examples.VERIFY_EXAMPLES,
 }
 
 
@@ -63,10 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "example",
     [
-        *commands(options.INSPECT_EXAMPLES)[:2],
-        *commands(options.CONVERT_EXAMPLES)[:4],
-        commands(options.CONVERT_EXAMPLES)[5].replace("model.pth", "nested.pth"),
-        *commands(options.VERIFY_EXAMPLES)[:2],
+        *commands(examples.INSPECT_EXAMPLES)[:2],
+        *commands(examples.CONVERT_EXAMPLES)[:4],
+        commands(examples.CONVERT_EXAMPLES)[5].replace("model.pth", "nested.pth"),
+        *commands(examples.VERIFY_EXAMPLES)[:2],
     ],
 )
 def test_examples_work_as_they_are_typed(
