@@ -8,20 +8,25 @@ The entry is a JSON document::
      "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"}, …},
      "recognised": [{"prefix": "", "as": ["torchvision resnet50 (0.29.1)", …]}],
      "verified": ["contents", "layers"],
-     "options": {"to": "safetensors", "key": null, …}}
+     "options": {"to": "safetensors", "key": null, …},
+     "date": "2030-01-02T03:04:05Z",
+     "torch": "2.14.0",
+     "claims": [{"name": "model", "status": "not verified", "detail": "…"}, …]}
 
 ``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given``, ``recognised`` or
 ``assumed``; ``recognised``, where there is any, names architectures with the same layers;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
-what decided, beside the source, what the file holds. Older records have no ``options``.
+what decided, beside the source, what the file holds; ``date`` is when the conversion was begun;
+``claims`` is what was found of each claim, with long details cut. Older records have no
+``options``, ``date``, ``torch`` or ``claims``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import EPS_SOURCES, Eps
@@ -29,9 +34,41 @@ from frozenbn_cli.checkpoints import Renaming
 from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
-__all__ = ["METADATA_KEY", "ConversionRecord"]
+__all__ = ["DATE_FORM", "METADATA_KEY", "ConversionRecord", "RecordedClaim"]
+
+DATE_FORM = "%Y-%m-%dT%H:%M:%SZ"
+"""ISO 8601, to the second, in UTC."""
 
 _SCHEMA_VERSION = 1
+_MOST_DETAIL = 240
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedClaim:
+    """What was found of a claim, before the file got its name.
+
+    Attributes:
+        name: Of the claim.
+        status: ``equal``, ``different`` or ``not verified``.
+        detail: What was compared, or why nothing was.
+    """
+
+    name: str
+    status: str
+    detail: str = ""
+
+    @classmethod
+    def longest(cls, name: str) -> RecordedClaim:
+        """Return one that takes as much space as any."""
+        return cls(name, "not verified", "x" * _MOST_DETAIL)
+
+    @classmethod
+    def cut(cls, name: str, status: str, detail: str) -> RecordedClaim:
+        """Return one whose detail takes no more space than that of `longest`."""
+        short = detail if len(detail) <= _MOST_DETAIL else f"{detail[:_MOST_DETAIL]}…"
+        while len(json.dumps(short)) - 2 > _MOST_DETAIL:
+            short = f"{short.removesuffix('…')[:-1]}…"
+        return cls(name, status, short)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +83,10 @@ class ConversionRecord:
         options: What decided, beside the source, what the output holds; None where an older
             version did not say.
         recognised: Names of architectures whose layers these are, by the prefix of the layers.
+        date: When the conversion was begun, as in ISO 8601; empty where an older version did not
+            say.
+        torch: The version of PyTorch that was there; empty as above.
+        claims: What was found of each claim; none as above.
     """
 
     version: str
@@ -54,6 +95,9 @@ class ConversionRecord:
     verified: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
     recognised: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    date: str = ""
+    torch: str = ""
+    claims: tuple[RecordedClaim, ...] = ()
 
     @property
     def renamed_by(self) -> tuple[tuple[str, str], ...]:
@@ -73,8 +117,18 @@ class ConversionRecord:
         layers = {renaming.of_module(name): eps for name, eps in self.layers.items()}
         return replace(self, layers=layers)
 
+    def found(self, claims: Iterable[RecordedClaim]) -> ConversionRecord:
+        """Return the record with what was found of each claim."""
+        claims = tuple(claims)
+        equal = tuple(claim.name for claim in claims if claim.status == "equal")
+        return replace(self, verified=equal, claims=claims)
+
     def to_text(self) -> str:
-        """Return the JSON document."""
+        """Return the JSON document as it stands in a file."""
+        return json.dumps(self.to_document(), separators=(",", ":"))
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what becomes the JSON document."""
         document: dict[str, Any] = {
             "schema_version": _SCHEMA_VERSION,
             "frozenbn": self.version,
@@ -91,7 +145,10 @@ class ConversionRecord:
             ]
         if self.options is not None:
             document["options"] = dict(self.options)
-        return json.dumps(document, separators=(",", ":"))
+        document |= {name: value for name in ("date", "torch") if (value := getattr(self, name))}
+        if self.claims:
+            document["claims"] = [asdict(claim) for claim in self.claims]
+        return document
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ConversionRecord | None:
@@ -117,11 +174,18 @@ class ConversionRecord:
                 tuple(document["verified"]),
                 None if options is None else dict(options),
                 recognised,
+                str(document.get("date", "")),
+                str(document.get("torch", "")),
+                tuple(map(_claim, document.get("claims", ()))),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
                 f"metadata {METADATA_KEY}", expected="a record of frozenbn", found=str(error)[:80]
             ) from error
+
+
+def _claim(fields: Any) -> RecordedClaim:
+    return RecordedClaim(*(str(fields[name]) for name in ("name", "status", "detail")))
 
 
 def _eps(fields: Any) -> Eps:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
-from frozenbn_cli.batch_norms.record import ConversionRecord
+from frozenbn_cli.batch_norms.record import ConversionRecord, RecordedClaim
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.atomic_output import AtomicOutput
+from frozenbn_cli.containers.fingerprint import fingerprint
+from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
@@ -39,7 +42,7 @@ from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, ClaimName
-from frozenbn_cli.version import __version__
+from frozenbn_cli.version import __version__, torch_version
 
 if TYPE_CHECKING:
     from frozenbn_cli.conversion.scripting import Made
@@ -86,6 +89,7 @@ def convert_file(
     """
     path = Path(path)
     options = options or ConvertOptions()
+    options = replace(options, date=options.date or datetime.now(timezone.utc))
     with options.open(path) as checkpoint:
         to = options.format_of(checkpoint)
         target = default_output(path, to) if output is None else Path(output)
@@ -236,14 +240,17 @@ class _Conversion:
         digest = str(record.source["sha256"])
         result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
         _refuse_difference(result)
-        proven = tuple(claim.name for claim in claims if claim.status == "equal")
-        record = replace(record, verified=proven)
+        record = record.found(
+            RecordedClaim.cut(claim.name, claim.status, claim.detail) for claim in claims
+        )
         with output.writing():
             writer.finish(record)
         _check_record(output.path, kept.keys() | self._added, record)
         self._checkpoint.check_unchanged()
+        sha256 = self._hashed(output) if self._options.hash_output else None
         output.commit()
-        return replace(result, outcome="converted", output_bytes=self._target.stat().st_size)
+        size_bytes = self._target.stat().st_size
+        return replace(result, outcome="converted", output_bytes=size_bytes, output_sha256=sha256)
 
     def _write(
         self,
@@ -273,7 +280,7 @@ class _Conversion:
                 syncing.result()
                 record = self._record(part, plan, sha256=sha256.result())
                 with output.writing():
-                    writer.finish(replace(record, verified=()))
+                    writer.finish(record.found(()))
         finally:
             pool.shutdown(wait=False)
         return writer, record
@@ -340,7 +347,9 @@ class _Conversion:
         if part.renaming.steps:
             deciding["renamed"] = [list(step) for step in part.renaming.steps]
         recognised = {match.prefix: match.names for match in plan.matches}
-        return ConversionRecord(__version__, source, layers, _CLAIMS, deciding, recognised)
+        record = ConversionRecord(__version__, source, layers, (), deciding, recognised)
+        record = replace(record, date=self._options.date_text, torch=torch_version())
+        return replace(record, verified=_CLAIMS, claims=tuple(map(RecordedClaim.longest, _CLAIMS)))
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan
@@ -365,6 +374,11 @@ class _Conversion:
                 self._stages.counter,
             )
         return claims
+
+    def _hashed(self, output: AtomicOutput) -> str:
+        """Return the sha256 of the output, which is known when its last byte is: its record."""
+        with self._stages.timed("write"), closing(ByteSource(output.path)) as file:
+            return fingerprint([file])
 
     def _how_made(self) -> str:
         if self._made is None:

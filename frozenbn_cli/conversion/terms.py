@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.batch_norms.record import DATE_FORM
 from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
@@ -40,6 +42,8 @@ class ConvertOptions(RunOptions):
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
         summarize: Sum up the numbers of each layer, for a report that draws them.
+        hash_output: Take the sha256 of the output too, for a report that names it.
+        date: When the conversion was begun, which the output's record tells; now if None.
     """
 
     to: OutputFormat | None = None
@@ -55,6 +59,8 @@ class ConvertOptions(RunOptions):
     dry_run: bool = False
     verify: bool = True
     summarize: bool = False
+    hash_output: bool = False
+    date: datetime | None = None
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
@@ -71,6 +77,11 @@ class ConvertOptions(RunOptions):
             strip_prefix=self.strip_prefix,
             add_prefix=self.add_prefix,
         )
+
+    @property
+    def date_text(self) -> str:
+        """The date to the second, as in ISO 8601; empty if there is none."""
+        return self.date.astimezone(timezone.utc).strftime(DATE_FORM) if self.date else ""
 
     @property
     def names_are_given(self) -> bool:
@@ -121,6 +132,7 @@ class ConversionResult:
         output_path: Where the result is, or would be.
         output_format: Of the result.
         output_bytes: Its size; None where nothing was written.
+        output_sha256: None where nothing was written, or the options do not ask for it.
         key: Where in the file the state dict stands; empty if it is the whole file.
         prefix: What was taken off every name, such as ``module.``.
         renamed: What else names begin with in the input, and what instead in the output.
@@ -148,6 +160,7 @@ class ConversionResult:
     output_path: Path
     output_format: OutputFormat
     output_bytes: int | None = None
+    output_sha256: str | None = None
     key: str
     prefix: str
     renamed: tuple[tuple[str, str], ...] = ()

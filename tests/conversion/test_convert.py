@@ -1,6 +1,8 @@
 import hashlib
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
+from importlib import metadata as metadata_of
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ from frozenbn_cli.errors import (
     UsageError,
     VerificationError,
 )
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification import output
 from frozenbn_cli.verification.claims import Claim
 from tests.builders.files import State, batch_norm, nested, save, small_state
 
 FORMATS = ["model.pt", "model.legacy", "model.safetensors"]
+DATE = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 COUNTS = {"bn1.num_batches_tracked", "bn2.num_batches_tracked"}
 
 
@@ -96,7 +100,7 @@ def test_verifies_contents_and_layers_and_says_why_not_the_model(tmp_path: Path)
 def test_metadata_records_the_conversion(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pt", small_state())
 
-    convert_file(source, options=ConvertOptions(eps=0.1 + 0.2))
+    result = convert_file(source, options=ConvertOptions(eps=0.1 + 0.2, date=DATE))
 
     output = tmp_path / "a.frozen.safetensors"
     assert metadata(output)["format"] == "pt"
@@ -124,7 +128,33 @@ def test_metadata_records_the_conversion(tmp_path: Path) -> None:
             "force_unhealthy": False,
             "model": None,
         },
+        "date": "2030-01-02T03:04:05Z",
+        "torch": metadata_of.version("torch"),
+        "claims": [
+            {"name": claim.name, "status": claim.status, "detail": claim.detail}
+            for claim in result.claims
+        ],
     }
+
+
+def test_one_date_and_one_version_give_the_same_bytes(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.pt", small_state())
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+
+    convert_file(source, first, options=ConvertOptions(date=DATE))
+    convert_file(source, second, options=ConvertOptions(date=DATE))
+
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_hashes_the_output_on_request(tmp_path: Path, to: OutputFormat) -> None:
+    source = save(tmp_path / "a.pt", small_state())
+
+    result = convert_file(source, tmp_path / "out", options=ConvertOptions(to=to, hash_output=True))
+
+    assert result.output_sha256 == hashlib.sha256((tmp_path / "out").read_bytes()).hexdigest()
+    assert convert_file(source).output_sha256 is None
 
 
 def test_metadata_says_when_eps_is_assumed_and_nothing_was_verified(tmp_path: Path) -> None:
