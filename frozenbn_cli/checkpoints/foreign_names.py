@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from frozenbn_cli.checkpoints.pickled_tensors import TENSOR_FUNCTIONS
+from frozenbn_cli.checkpoints.pickled_tensors import TENSOR_FUNCTIONS, TensorFinder
 from frozenbn_cli.checkpoints.tensors import DTYPES, dtype_of_storage
-from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.errors import InputError, UnsupportedFileError
+from frozenbn_cli.pickles.machine import LOADS_BYTES
 from frozenbn_cli.pickles.reader import Pickle
-from frozenbn_cli.pickles.values import Global
+from frozenbn_cli.pickles.values import Global, Value
 
 __all__ = ["foreign_names"]
 
@@ -38,19 +39,47 @@ _BUILTINS = {
 }  # fmt: skip
 
 
-def foreign_names(pickle: Pickle, *, classes_are_expected: bool) -> dict[str, bool]:
+def foreign_names(
+    pickle: Pickle, finder: TensorFinder, *, classes_are_expected: bool
+) -> dict[str, bool]:
     """Return the names that no model needs, and whether unpickling would call each.
 
     Args:
         pickle: As it was read.
+        finder: Reads the files that it holds as bytes.
         classes_are_expected: Whether the file is a pickled module, which cannot but name its
             classes; then only what would be called as a function counts.
     """
+    pickle = _with_loaded(pickle, finder)
     return {
         str(name): name in pickle.calls
         for name in pickle.names
         if not _is_expected(name) and (not classes_are_expected or name in pickle.functions)
     }
+
+
+def _with_loaded(pickle: Pickle, finder: TensorFinder) -> Pickle:
+    """Return the names in a pickle and in the files that it holds as bytes.
+
+    What loads these is no name of its own where it loads nothing but what was read here.
+    """
+    if not pickle.loaded:
+        return pickle
+    inner = [_names_loaded(content, finder) for content in pickle.loaded]
+    whole = Pickle()
+    for other in (pickle, *inner):
+        whole.take_names(other or Pickle())
+    if all(other and not other.loaded for other in inner):
+        whole.names.pop(LOADS_BYTES, None)
+    return whole
+
+
+def _names_loaded(content: Value, finder: TensorFinder) -> Pickle | None:
+    """Return what is in a file that a pickle holds as bytes; None where it was not read."""
+    try:
+        return finder.loaded(content).pickle
+    except InputError:
+        return None
 
 
 def _is_expected(name: Global) -> bool:

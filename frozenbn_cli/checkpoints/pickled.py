@@ -166,7 +166,7 @@ def _checkpoint(
         archive=archive,
         metadata=metadata,
         foreign_names=foreign_names(
-            pickle, classes_are_expected=any(part.is_module for part in found.state_dicts)
+            pickle, finder, classes_are_expected=any(part.is_module for part in found.state_dicts)
         ),
     )
 

@@ -17,6 +17,7 @@ from frozenbn_cli.checkpoints.tensors import (
 from frozenbn_cli.containers.legacy_stream import LegacyStream
 from frozenbn_cli.containers.source import BytesExtent, Extent, FileExtent
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
+from frozenbn_cli.pickles.machine import LOADS_BYTES
 from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import Pickle
 from frozenbn_cli.pickles.values import Call, Global, LongBytes, PersistentId, Value, describe
@@ -24,7 +25,6 @@ from frozenbn_cli.pickles.values import Call, Global, LongBytes, PersistentId, V
 __all__ = ["TENSOR_FUNCTIONS", "TensorFinder", "is_tensor", "storage_element_sizes"]
 
 _MAX_WRAPPERS = 8
-_LOAD = Global("torch.storage", "_load_from_bytes")
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
@@ -62,7 +62,8 @@ class TensorFinder:
         self._storage = storage
         self._left_bytes = left_bytes
         self._extents: dict[str, Extent] = {}
-        self._embedded: dict[int, tuple[DType, Extent]] = {}
+        # By identity, with what it is of, which has to stay alive.
+        self._loaded: dict[int, tuple[Value, LegacyStream]] = {}
         self.names = NameBudget()
 
     def tensor(self, value: Call) -> StoredTensor:
@@ -124,22 +125,31 @@ class TensorFinder:
             )
         return dtype, extent
 
+    def loaded(self, content: Value) -> LegacyStream:
+        """Return the file that bytes in a pickle hold, as which PyTorch would load them.
+
+        Raises:
+            InputError: They are no bytes, or no file of this kind.
+        """
+        if id(content) not in self._loaded:
+            with located("a storage"):
+                whole = bytes_of(content, self._left_bytes)
+                stream = LegacyStream.read(whole, storage_element_sizes)
+            self._loaded[id(content)] = content, stream
+        return self._loaded[id(content)][1]
+
     def _embedded_storage(self, call: Call) -> tuple[DType, Extent]:
         """Return the storage that a pickle without storages of its own holds as a whole file."""
-        if id(call) not in self._embedded:
-            with located("a storage"):
-                content = bytes_of(call.arguments[0], self._left_bytes)
-                legacy = LegacyStream.read(content, storage_element_sizes)
-                reference = legacy.pickle.value
-                if not isinstance(reference, PersistentId):
-                    raise DamagedFileError(expected="a storage", found=describe(reference))
-                inner = TensorFinder(legacy.storages.__getitem__)
-                self._embedded[id(call)] = inner._typed_storage(reference)
-        return self._embedded[id(call)]
+        stream = self.loaded(call.arguments[0])
+        reference = stream.pickle.value
+        with located("a storage"):
+            if not isinstance(reference, PersistentId):
+                raise DamagedFileError(expected="a storage", found=describe(reference))
+            return TensorFinder(stream.storages.__getitem__)._typed_storage(reference)
 
 
 def _is_embedded(value: Value) -> bool:
-    return isinstance(value, Call) and value.function == _LOAD and len(value.arguments) == 1
+    return isinstance(value, Call) and value.function == LOADS_BYTES and len(value.arguments) == 1
 
 
 def _view(extent: Extent, view: Value, dtype: DType) -> Extent:

@@ -14,7 +14,7 @@ from typing import IO
 from frozenbn_cli.containers.source import Extent, stream, within
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
-from frozenbn_cli.pickles.values import Value, describe
+from frozenbn_cli.pickles.values import describe
 
 __all__ = ["LegacyStream", "has_legacy_magic"]
 
@@ -34,7 +34,7 @@ class LegacyStream:
     """A legacy stream, read up to its storages.
 
     Attributes:
-        pickle: The object that was saved, inert.
+        pickle: The object that was saved, inert, with the names in the pickles around it.
         storages: The bytes of each storage, by its key.
     """
 
@@ -55,29 +55,31 @@ class LegacyStream:
             DamagedFileError: The bytes contradict the format; says where.
         """
         file = stream(source)
-        _read(file, "magic number", _MAGIC)
-        _read(file, "protocol", _PROTOCOL)
-        system = _read(file, "system description")
+        head = [_read(file, "magic number", _MAGIC), _read(file, "protocol", _PROTOCOL)]
+        head.append(_read(file, "system description"))
+        system = head[-1].value
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise UnsupportedFileError("written on a big-endian machine, whose bytes are swapped")
-        with located("object"):
-            pickle = read_pickle(file)
-        keys = _read(file, "storage keys")
+        pickle = _read(file, "object")
+        tail = _read(file, "storage keys")
+        keys = tail.value
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise DamagedFileError(
                 "storage keys", expected="a list of strings", found=describe(keys)
             )
         with located("storages"):
             storages = _locate(source, file.tell(), keys, element_sizes(pickle))
+        for other in (*head, tail):
+            pickle.take_names(other)
         return cls(pickle, storages)
 
 
-def _read(file: IO[bytes], name: str, expected: int | None = None) -> Value:
+def _read(file: IO[bytes], name: str, expected: int | None = None) -> Pickle:
     with located(name):
-        value = read_pickle(file).value
-        if expected is not None and value != expected:
-            raise DamagedFileError(expected=describe(expected), found=describe(value))
-    return value
+        pickle = read_pickle(file)
+        if expected is not None and pickle.value != expected:
+            raise DamagedFileError(expected=describe(expected), found=describe(pickle.value))
+    return pickle
 
 
 def _locate(

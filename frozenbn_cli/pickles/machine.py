@@ -10,12 +10,15 @@ from typing import Any, TypeAlias
 from frozenbn_cli.errors import DamagedFileError
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 
-__all__ = ["HANDLERS", "Handler", "Machine", "Pickle"]
+__all__ = ["HANDLERS", "LOADS_BYTES", "Handler", "Machine", "Pickle"]
 
 _MAX_KEY_DEPTH = 8
 # Parts of nested keys, all together: hashing and comparing them costs more than reading them.
 _MAX_KEY_PARTS = 50_000
 _FRAME_BYTES = 9  # Of the opcode FRAME, with the size that follows it.
+LOADS_BYTES = Global("torch.storage", "_load_from_bytes")
+"""What loads the storages in a pickle that `torch.save` did not write, each as a file."""
+
 # Which argument of a function it calls: `copyreg` the initialiser of a base, PyTorch what rebuilds
 # a tensor before it is given its class.
 _CALLED_THROUGH = {
@@ -37,6 +40,8 @@ class Pickle:
         calls: What unpickling would call, likewise.
         functions: Those of them that it would call as functions; of the others it would make an
             instance without calling the class.
+        loaded: What unpickling would give to PyTorch to load as a file of its own, in the order of
+            appearance; None where that is not in the pickle.
     """
 
     value: Value = None
@@ -45,6 +50,15 @@ class Pickle:
     names: dict[Global, int] = field(default_factory=dict)
     calls: dict[Global, int] = field(default_factory=dict)
     functions: set[Global] = field(default_factory=set)
+    loaded: list[Value] = field(default_factory=list)
+
+    def take_names(self, other: Pickle) -> None:
+        """Add what unpickling another would import and call."""
+        for mine, others in ((self.names, other.names), (self.calls, other.calls)):
+            for name, position in others.items():
+                mine.setdefault(name, position)
+        self.functions |= other.functions
+        self.loaded += other.loaded
 
 
 class Machine:
@@ -245,9 +259,8 @@ class Machine:
             arguments = (arguments,)
         if not isinstance(arguments, tuple) or not isinstance(keywords, (dict, type(None))):
             raise self.damaged("a call", expected="a tuple of arguments", found=describe(arguments))
-        self.pickle.calls.setdefault(function, self.position)
+        self._note_call(function, arguments, is_new=is_new)
         if not is_new:
-            self.pickle.functions.add(function)
             self._call_through(function, arguments)
         self.push(Call(function, arguments, keywords, is_new, reference=reference, is_enum=is_enum))
 
@@ -256,8 +269,14 @@ class Machine:
         place = _CALLED_THROUGH.get(function, len(arguments))
         called = arguments[place] if place < len(arguments) else None
         if isinstance(called, Global):
-            self.pickle.calls.setdefault(called, self.position)
-            self.pickle.functions.add(called)
+            self._note_call(called, (), is_new=False)
+
+    def _note_call(self, function: Global, arguments: tuple[Value, ...], *, is_new: bool) -> None:
+        self.pickle.calls.setdefault(function, self.position)
+        if not is_new:
+            self.pickle.functions.add(function)
+        if function == LOADS_BYTES:
+            self.pickle.loaded.append(arguments[0] if len(arguments) == 1 else None)
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
