@@ -11,7 +11,7 @@ from frozenbn_cli.checkpoints.checkpoint import (
     StateDict,
     names_statistics,
 )
-from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness
+from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness, unpacking
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
 from frozenbn_cli.checkpoints.safetensors import open_safetensors
@@ -74,7 +74,9 @@ def open_checkpoint(
 
 
 def _open(source: ByteSource, naming: Naming) -> Checkpoint:
-    if source.path.suffix == ".distcp":  # Files of torch.save, one behind the other.
+    if (
+        source.path.suffix == ".distcp" or source.path.name == ".metadata"
+    ):  # Files of torch.save, one behind the other.
         raise UnsupportedFileError(
             "a part of a folder of torch.distributed.checkpoint",
             advice=f"Make a file of the folder: {DCP_COMMAND.format(source.path.parent)}",
@@ -97,5 +99,7 @@ def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return open_bare(source, naming=naming)
     raise UnsupportedFileError(
-        expected="a file that PyTorch or safetensors wrote", found=likeness(head)
+        expected="a file that PyTorch or safetensors wrote",
+        found=likeness(head),
+        advice=unpacking(head, source.path.name),
     )

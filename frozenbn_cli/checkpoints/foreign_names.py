@@ -11,10 +11,16 @@ from frozenbn_cli.pickles.values import Global, Value
 
 __all__ = ["foreign_names"]
 
+_QUANTISED = {
+    "qint8", "quint8", "qint32", "quint4x2", "quint2x4", "QInt8Storage", "QUInt8Storage",
+    "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage", "per_tensor_affine",
+    "per_channel_affine", "per_tensor_symmetric", "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+}  # fmt: skip
 # What state dicts and training checkpoints are made of. None of it runs, opens or evaluates
 # anything when it is called with arguments out of a pickle.
 _MODELS_ARE_MADE_OF = {
-    "torch": {"Size", "device", "Tensor", "Generator", "float", "half", *DTYPES},
+    "torch": {"Size", "device", "Tensor", "Generator", "float", "half", *DTYPES, *_QUANTISED},
     "torch.nn.parameter": {"Parameter", "Buffer"},
     "torch._tensor": {"_rebuild_from_type_v2"},
     "torch.serialization": {"_get_layout"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
@@ -191,7 +192,8 @@ def _other_kind(archive: ZipArchive, names: set[str]) -> tuple[str, str] | None:
     if "MAR-INF/MANIFEST.json" in archive.records:
         return (
             "model archive of TorchServe",
-            f"Unpack it (unzip {archive.source.path.name}); the model is one of the files in it.",
+            f"Unpack it (unzip {shlex.quote(archive.source.path.name)}); the model is one of its "
+            "files.",
         )
     exported = {"archive_format", "serialized_exported_program.json"}
     if exported & names or exported & archive.records.keys():
@@ -210,7 +212,13 @@ def _root(archive: ZipArchive) -> str:
         raise UnsupportedFileError(
             "a ZIP archive with model files in it",
             found=listed(files),
-            advice=f"Unpack it first: unzip {archive.source.path.name}",
+            advice=f"Unpack it first: unzip {shlex.quote(archive.source.path.name)}",
+        )
+    if archive.records and all(name.endswith(".npy") for name in archive.records):
+        raise UnsupportedFileError(
+            "holds NumPy arrays under names, as numpy.savez writes",
+            advice="Make a state dict of it: torch.save({name: torch.from_numpy(array) for name, "
+            f"array in numpy.load({archive.source.path.name!r}).items()}}, 'model.pth')",
         )
     if len(roots) != 1:
         raise UnsupportedFileError(

@@ -149,7 +149,8 @@ def _weight_map(index: ByteSource) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnsupportedFileError(
-            expected="an index of shards, with a weight_map", found="other JSON"
+            expected="an index of shards, with a weight_map",
+            found=f"other JSON, which begins with {index.read(0, min(40, index.size_bytes))!a}",
         )
     for shard in weight_map.values():
         if (

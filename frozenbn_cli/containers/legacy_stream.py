@@ -91,7 +91,8 @@ def _locate(
             raise DamagedFileError(f"storage {key!a} is listed twice")
         if key not in element_sizes:
             raise DamagedFileError(f"storage {key!a} is not used by the object")
-        (count,) = struct.unpack("<q", source.read(start, 8))
+        left = source.read(start, min(8, source.size_bytes - start))
+        (count,) = struct.unpack("<q", left.ljust(8, b"\0"))
         size_bytes = count * element_sizes[key]
         if count < 0 or start + 8 + size_bytes > source.size_bytes:
             raise DamagedFileError(

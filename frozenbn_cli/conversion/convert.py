@@ -220,7 +220,8 @@ class _Conversion:
         if not plan.frozen:
             what = "no BatchNorm2d to freeze" if plan.layers else "no BatchNorm in it"
             advice = self._checkpoint.advice
-            if any("quantised" in reason for reason in planned.left_out.values()):
+            reasons = (*planned.left_out.values(), *(item.reason for item in plan.layers))
+            if any("quantised" in (reason or "") for reason in reasons):
                 advice = "Its tensors are quantised; convert the model as it was before that."
             error = NothingToFreezeError(what, where=(self._place,), advice=advice)
             error.result = replace(planned, outcome="nothing to freeze")

@@ -20,6 +20,7 @@ __all__ = ["MAX_OPCODES", "Pickle", "read_pickle"]
 MAX_OPCODES = 2_000_000
 """More than any model needs (a ResNet-50 state dict has 9,000); bounds time and memory."""
 
+_CUT_OFF = "The file may be truncated; compare its size with the original's."
 _LONG_BYTES = 512
 # How the opcodes that carry bytes (BINBYTES, BINBYTES8, BYTEARRAY8, BINSTRING) say how many.
 _SIZES = {b"B": ("<I", 4), b"\x8e": ("<Q", 8), b"\x96": ("<Q", 8), b"T": ("<i", 4)}
@@ -60,7 +61,9 @@ class _Reader:
                 raise machine.damaged(f"more than {MAX_OPCODES:,} opcodes")
         except (ValueError, OverflowError) as error:
             # pickletools reports every kind of bad byte by ValueError.
-            raise machine.damaged(f"not a pickle ({str(error)[:120]})") from error
+            damaged = machine.damaged(f"not a pickle ({str(error)[:120]})")
+            damaged.advice = "" if self._stream.read(1) else _CUT_OFF
+            raise damaged from error
         except IndexError as error:
             raise machine.damaged("an opcode takes more from the stack than there is") from error
         return machine.finish()
@@ -70,7 +73,9 @@ class _Reader:
         code = self._stream.read(1)
         known = _OPCODES.get(code)
         if known is None:
-            raise machine.damaged(_why_unknown(code))
+            damaged = machine.damaged(_why_unknown(code))
+            damaged.advice = "" if code else _CUT_OFF
+            raise damaged
         handler, read_argument, argument_bytes = known
         if self._leaves_bytes and code in _SIZES and (left := self._left_bytes(*_SIZES[code])):
             machine.push(left)
