@@ -19,6 +19,7 @@ __all__ = [
     "BytesExtent",
     "Extent",
     "FileExtent",
+    "SourceWindow",
     "chunks",
     "stream",
     "within",
@@ -106,6 +107,36 @@ class ByteSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class SourceWindow(ByteSource):
+    """A part of a file that is a file of its own, such as an archive in an archive.
+
+    Args:
+        source: The file.
+        start: Offset of the first byte in it.
+        size_bytes: The number of bytes.
+    """
+
+    def __init__(self, source: ByteSource, start: int, size_bytes: int) -> None:
+        self.path = source.path
+        self.size_bytes = size_bytes
+        self._source = source
+        self._start = start
+
+    def __reduce__(self) -> tuple[type[SourceWindow], tuple[ByteSource, int, int]]:  # type: ignore[override]
+        return SourceWindow, (self._source, self._start, self.size_bytes)
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return exactly ``count`` bytes from ``start``, counted from the part's beginning."""
+        return FileExtent(self._source, self._start, self.size_bytes).read(start, count)
+
+    def check_unchanged(self) -> None:
+        """Raise if the file was written to since it was opened."""
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        """Leave the file open, which others read too."""
 
 
 class Extent(Protocol):
