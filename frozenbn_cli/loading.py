@@ -293,13 +293,17 @@ def _check(
     decision = decisions.get(layer) if layer is not None else None
     if decision is None or decision.reason is not None:
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
-        if decision is not None and not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d)):
+        advice = "Is this the model that the checkpoint belongs to?"
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d)):
+            dims = 1 if isinstance(layer, nn.BatchNorm1d) else 3
+            advice = f"Convert the checkpoint again, with --dims-of {name}={dims}d or with --model."
+        elif decision is not None:
             found += f" ({decision.reason})"
         raise UsageError(
             f"layer {name!a}",
             expected="a BatchNorm2d that can be frozen",
             found=found,
-            advice="Is this the model that the checkpoint belongs to?",
+            advice=advice,
         )
 
 

@@ -135,7 +135,8 @@ def find_batch_norms(
             leaves an eps open.
     """
     frozen, entries = frozen or {}, state_dict.entries
-    with_statistics = [name.rpartition(".")[0] for name in filter(names_statistics, entries)]
+    stated = (*entries, *state_dict.unsupported)
+    with_statistics = [name.rpartition(".")[0] for name in filter(names_statistics, stated)]
     names = dict.fromkeys([*with_statistics, *state_dict.layers])
     groups = {name: _group(name, entries) for name in names}
     facts_of = {name: state_dict.layers.get(name, LayerFacts()) for name in groups}
@@ -168,7 +169,7 @@ def find_batch_norms(
                 facts.frozen or name in frozen,
                 facts,
                 recognised,
-                oddity=_oddity(name, tensors, entries),
+                oddity=_unread(name, state_dict.unsupported) or _oddity(name, tensors, entries),
             )
         )
     return layers
@@ -195,6 +196,15 @@ def _momentum(facts: LayerFacts, recognised: RecognisedLayer | None) -> float | 
     if facts.momentum is not None or facts.type_name is not None or recognised is None:
         return facts.momentum
     return recognised.momentum
+
+
+def _unread(name: str, unsupported: Mapping[str, str]) -> str | None:
+    """Return which tensor of a layer cannot be read; None if all can."""
+    prefix = f"{name}." if name else ""
+    for role in ROLES:
+        if role != "num_batches_tracked" and prefix + role in unsupported:
+            return f"its {role} cannot be read ({unsupported[prefix + role]})"
+    return None
 
 
 def _oddity(

@@ -140,6 +140,7 @@ class _Conversion:
             renamed=part.renaming.others,
             entries=tuple(part.entries),
             left_out={} if self._rewriting else {**part.left_out, **part.unsupported},
+            absent=() if self._rewriting else tuple(part.unsupported),
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,

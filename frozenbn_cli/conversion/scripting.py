@@ -65,7 +65,7 @@ def make_archive(
         raise DependencyError(torch_jit.MISSING, advice="Write --to safetensors instead.")
     loader = module_loader(checkpoint, part, options)
     if isinstance(loader, str):
-        raise UsageError("--to torchscript", where=(str(checkpoint.path),), found=loader)
+        raise UsageError("--to torchscript", found=loader)
     model = loader()
     with foreign_code():
         model = freeze_layers(model, layers)

@@ -138,6 +138,7 @@ class ConversionResult:
         renamed: What else names begin with in the input, and what instead in the output.
         entries: The names of all entries of the state dict, as they are in the output.
         left_out: What else the state dict holds, which is no tensor: name and description.
+        absent: Which of that are tensors that a model needs, and that could not be written.
         beside: What the file holds beside the state dict, such as an optimizer.
         foreign_names: What unpickling the input would import that a model has no need of, with
             whether it would also be called.
@@ -166,6 +167,7 @@ class ConversionResult:
     renamed: tuple[tuple[str, str], ...] = ()
     entries: tuple[str, ...]
     left_out: Mapping[str, str]
+    absent: tuple[str, ...] = ()
     beside: Mapping[str, str]
     foreign_names: Mapping[str, bool]
     plan: Plan

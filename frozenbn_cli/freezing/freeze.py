@@ -112,7 +112,7 @@ def frozen_layers_of(
 def _frozen(layer: Any, copies: Copies, trainable_affine: bool) -> nn.Module:
     kind: Any = frozen_class_of(layer)
     children = {name: child for name, child in layer._modules.items() if name in ("drop", "act")}
-    frozen = kind(layer.num_features, layer.eps, affine=layer.affine, **children)
+    frozen = kind(layer.num_features, float(layer.eps), affine=layer.affine, **children)
     for name in _STATE:
         tensor = getattr(layer, name)
         if trainable_affine and isinstance(tensor, nn.Parameter):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
@@ -84,7 +85,7 @@ def described_by(
             entries do not fit, where that is ``strict``.
     """
     built = build(model)
-    fit = fit_of(built, part.entries)
+    fit = fit_of(built, part.entries, part.unsupported)
     if fit.problems and rename:
         part, fit = _renamed_to_fit(built, part, fit)
     if strict and fit.problems:
@@ -115,7 +116,11 @@ def described_by(
             # A model with live layers may be that of a file which has frozen them since.
             since = in_file.frozen and said.obstacle is None
             layers[name] = replace(said, frozen=said.frozen or since)
-    return replace(part, layers=layers), fit.problems
+    own = state_of(built)
+    absent = {name: what for name, what in part.unsupported.items() if name in own}
+    others = {name: what for name, what in part.unsupported.items() if name not in own}
+    left_out = {**part.left_out, **others}
+    return replace(part, layers=layers, unsupported=absent, left_out=left_out), fit.problems
 
 
 def _renamed_to_fit(model: nn.Module, part: StateDict, fit: Fit) -> tuple[StateDict, Fit]:
@@ -132,11 +137,21 @@ def _renamed_to_fit(model: nn.Module, part: StateDict, fit: Fit) -> tuple[StateD
         part = part.as_stored
     else:
         return part, fit
-    return part, fit_of(model, part.entries)
+    return part, fit_of(model, part.entries, part.unsupported)
 
 
-def fit_of(model: nn.Module, entries: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> Fit:
-    """Return how entries fit a model, by their names and shapes."""
+def fit_of(
+    model: nn.Module,
+    entries: Mapping[str, StoredTensor] | Mapping[str, Tensor],
+    unread: Collection[str] = (),
+) -> Fit:
+    """Return how entries fit a model, by their names and shapes.
+
+    Args:
+        model: The model.
+        entries: Of a file.
+        unread: Names of entries of the file that cannot be read, and so are not among these.
+    """
     wanted = {
         name: list(tensor.shape)
         for name, tensor in state_of(model).items()
@@ -145,7 +160,11 @@ def fit_of(model: nn.Module, entries: Mapping[str, StoredTensor] | Mapping[str, 
     found = {name: list(tensor.shape) for name, tensor in entries.items()}
     return Fit(
         # A count of batches came to BatchNorm in PyTorch 0.4.1, and goes where a layer is frozen.
-        tuple(name for name in wanted if name not in found and not name.endswith(_COUNT)),
+        tuple(
+            name
+            for name in wanted
+            if name not in found and name not in unread and not name.endswith(_COUNT)
+        ),
         tuple(name for name in found if name not in wanted),
         {
             name: f"{found[name]} instead of {shape}"
@@ -214,11 +233,11 @@ def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
         # Tied tensors stay tied.
         if isinstance(tensor, Tensor) and name in entries and tensor.dtype != entries[name].dtype:
             tensor.data = tensor.data.to(entries[name].dtype)
-    # What is no tensor (`get_extra_state`) is not in the entries of a file.
+    # What is no tensor (`get_extra_state`) or none that can be read is not in what comes of a file.
     kept = {
         name: value
         for name, value in own.items()
-        if name.endswith(_COUNT) or not isinstance(value, Tensor)
+        if name.endswith(_COUNT) or not isinstance(value, Tensor) or not _is_plain(value)
     }
     state: OrderedDict[str, Any] = OrderedDict({**kept, **entries})
     # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
@@ -229,6 +248,10 @@ def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
     except Exception as error:
         fit = fit_of(model, entries)
         raise _misfit(fit.problems or (last_line(error),), fit.advice) from error
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
 
 
 def _named(names: Collection[str]) -> str:

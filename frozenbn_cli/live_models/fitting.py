@@ -86,7 +86,7 @@ def _named(known: KnownModel, part: StateDict) -> FittedModel:
     architecture = Architecture(library, _version(library), name)
     _check_name(architecture)
     match = architecture_of(part)
-    entries = _entries(part, match)
+    entries = _Entries.of(part, match)
     found, problems = _fit(known, architecture, entries)
     if found is None:
         raise UsageError(
@@ -125,7 +125,7 @@ def _recognised(known: KnownModel, part: StateDict) -> FittedModel:
             found="none that is known",
             advice="Name the model: --model package.module:callable.",
         )
-    entries = _entries(part, match)
+    entries = _Entries.of(part, match)
     fits: list[tuple[Candidate, FittedModel]] = []
     problems: list[str] = []
     for candidate in match.candidates:
@@ -211,18 +211,35 @@ def _builder(one: Architecture) -> _Builder:
 # Arguments
 
 
-def _entries(part: StateDict, match: Match | None) -> Mapping[str, StoredTensor]:
-    """Return the entries of a state dict without the prefix that all of them have."""
-    prefix = match.prefix if match else ""
-    return {name.removeprefix(prefix): entry for name, entry in part.entries.items()}
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """What a state dict holds, without the prefix that all of its entries have.
+
+    Attributes:
+        readable: Its entries.
+        unread: Names of those that cannot be read.
+    """
+
+    readable: Mapping[str, StoredTensor]
+    unread: frozenset[str]
+
+    @classmethod
+    def of(cls, part: StateDict, match: Match | None) -> _Entries:
+        prefix = match.prefix if match else ""
+        return cls(
+            {name.removeprefix(prefix): entry for name, entry in part.entries.items()},
+            frozenset(name.removeprefix(prefix) for name in part.unsupported),
+        )
+
+    def fit(self, model: nn.Module) -> Fit:
+        """Return how they fit a model."""
+        return fit_of(model, self.readable, self.unread)
 
 
-def _fit(
-    known: KnownModel, one: Architecture, entries: Mapping[str, StoredTensor]
-) -> tuple[FittedModel | None, str]:
+def _fit(known: KnownModel, one: Architecture, entries: _Entries) -> tuple[FittedModel | None, str]:
     """Return what builds an architecture so that it takes entries, or why nothing does."""
     builder = _builder(one)
-    fits = [(fit_of(_blank(builder, known.arguments), entries), known.arguments)]
+    fits = [(entries.fit(_blank(builder, known.arguments)), known.arguments)]
     if _may_be_settled(fits[0][0]):
         fits += _tried(builder, known.arguments, entries)
     best, arguments = min(fits, key=lambda item: item[0].count)
@@ -237,26 +254,26 @@ def _may_be_settled(fit: Fit) -> bool:
 
 
 def _tried(
-    builder: _Builder, given: _Arguments, entries: Mapping[str, StoredTensor]
+    builder: _Builder, given: _Arguments, entries: _Entries
 ) -> Iterator[tuple[Fit, _Arguments]]:
     """Yield how entries fit models that are built with what they themselves suggest."""
     for further in ({}, *_AUXILIARY):
         arguments: dict[str, Any] = {**further, **given}
         with suppress(UsageError):  # It takes no such argument.
-            fit = fit_of(_blank(builder, arguments), entries)
+            fit = entries.fit(_blank(builder, arguments))
             yield fit, arguments
             for name in _PROBES:
                 value = None if name in given else _shown(builder, arguments, name, entries, fit)
                 if value is not None:
                     arguments = {**arguments, name: value}
-            yield fit_of(_blank(builder, arguments), entries), arguments
+            yield entries.fit(_blank(builder, arguments)), arguments
 
 
 def _shown(
     builder: _Builder,
     arguments: _Arguments,
     name: str,
-    entries: Mapping[str, StoredTensor],
+    entries: _Entries,
     fit: Fit,
 ) -> int | None:
     """Return the value of an argument that makes up for a misfit; None if none does.
@@ -271,14 +288,19 @@ def _shown(
     except UsageError:  # It takes no such argument.
         return None
     depending = [entry for entry in before if before[entry] != after.get(entry)]
-    if name == "num_classes" and depending and fit.missing and not entries.keys() & set(depending):
+    if (
+        name == "num_classes"
+        and depending
+        and fit.missing
+        and not entries.readable.keys() & set(depending)
+    ):
         return 0  # timm leaves out a head without classes.
     values = {
         low + (found - one) * (high - low) / (other - one)
         for entry in depending
         if entry in fit.reshaped
         for one, other, found in zip(
-            before[entry], after[entry], entries[entry].shape, strict=False
+            before[entry], after[entry], entries.readable[entry].shape, strict=False
         )
         if one != other
     }

@@ -131,7 +131,11 @@ def _next_steps(result: ConversionResult) -> tuple[str, str]:
             "Load it with PyTorch alone, here or in C++:",
             f"import torch\nmodel = torch.jit.load({path})",
         )
-    return (
-        "Load it into your model, whose layers are frozen on the way:",
-        f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path})",
-    )
+    loading = f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path}"
+    if result.absent:
+        return (
+            "Load it into your model, which keeps what was not written, and whose layers are "
+            "frozen on the way:",
+            f"{loading}, skip={list(result.absent)})",
+        )
+    return "Load it into your model, whose layers are frozen on the way:", f"{loading})"

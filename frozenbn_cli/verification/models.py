@@ -85,6 +85,10 @@ def module_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) 
     blank = blank_loader(checkpoint, part, options)
     if isinstance(blank, str) or options.model is None:
         return blank
+    if part.unsupported:
+        name, what = next(iter(part.unsupported.items()))
+        more = f" and {len(part.unsupported) - 1:,} more" if len(part.unsupported) > 1 else ""
+        return f"the model needs {name}{more}, which cannot be read here ({what})"
     return partial(_with_entries, blank, part)
 
 

@@ -47,6 +47,14 @@ CASES: dict[str, tuple[State, str]] = {
         beside(running_mean=torch.ones(1), running_var=torch.ones(1)),
         "statistics of one number and nothing else, as of what normalises rewards or inputs",
     ),
+    "a sparse bias": (
+        {**odd(lambda _: None), "odd.bias": torch.ones(5).to_sparse()},
+        "its bias cannot be read (a sparse tensor)",
+    ),
+    "statistics of nothing": (
+        beside(running_mean=torch.ones(5, device="meta"), running_var=torch.ones(5, device="meta")),
+        "its running_mean cannot be read (a meta (shape without values) tensor)",
+    ),
     "a mean alone": (
         beside(running_mean=torch.ones(8)),
         "its running_mean stands alone, as in no BatchNorm",
