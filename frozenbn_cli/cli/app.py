@@ -141,7 +141,7 @@ def convert(
     """
     sink = reporting.sink([*checkpoints, output.output], force=output.force)
     how = import_quietly("frozenbn_cli.conversion.convert").ConvertOptions(
-        to=output.to.value if output.to else None,
+        to=output.to,
         key=key,
         **names.values,
         eps=layers.eps,

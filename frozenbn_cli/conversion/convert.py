@@ -36,7 +36,9 @@ from frozenbn_cli.outputs import (
     Output,
     OutputFormat,
     TorchScriptOutput,
+    check_name,
     default_output,
+    format_of,
 )
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
@@ -71,8 +73,8 @@ def convert_file(
 
     Args:
         path: The checkpoint.
-        output: Where the result belongs; beside the input as ``NAME.frozen.safetensors`` or
-            ``NAME.frozen.pt`` if None.
+        output: Where the result belongs, in a name that fits the format; beside the input as
+            ``NAME.frozen.safetensors`` or ``NAME.frozen.pt`` if None.
         output_dir: The folder for that name instead of the input's; made if it is not there.
         options: How to convert.
         progress: Is told how far the work has come.
@@ -82,17 +84,19 @@ def convert_file(
 
     Raises:
         InputError: The input is damaged or of an unsupported kind.
-        UsageError: The output exists, is the input, or a pattern matches no layer.
+        UsageError: The output exists, is the input, has the name of another format, or a pattern
+            matches no layer.
         OutputError: The output cannot be written.
         RefusedError: There is nothing to freeze, statistics are broken, or the verification
             failed; the error's ``result`` holds what was found until then.
     """
-    path = Path(path)
+    path, target = Path(path), None if output is None else Path(output)
     options = options or ConvertOptions()
+    check_name(target, options.to)
     options = replace(options, date=options.date or datetime.now(timezone.utc))
     with options.open(path) as checkpoint:
-        to = options.format_of(checkpoint)
-        target = default_output(path, to) if output is None else Path(output)
+        to = format_of(checkpoint, options.to, target)
+        target = target or default_output(path, to)
         if output_dir is not None:
             target = Path(output_dir) / target.name
         atomic = AtomicOutput(target, replace=options.force, make_folder=output_dir is not None)

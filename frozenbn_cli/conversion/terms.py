@@ -16,7 +16,7 @@ from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
-from frozenbn_cli.outputs import OUTPUTS, OutputFormat
+from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 
@@ -28,7 +28,8 @@ class ConvertOptions(RunOptions):
     """How to convert.
 
     Attributes:
-        to: The format of the output; None for TorchScript where the input is, else safetensors.
+        to: The format of the output; None for what its name says, else TorchScript where the input
+            is, else safetensors.
         key: Which state dict of a file that holds several, such as ``model_ema``.
         keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
         strip_prefix: Taken off the names that begin with it.
@@ -64,8 +65,8 @@ class ConvertOptions(RunOptions):
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
-        if self.to is not None and self.to not in OUTPUTS:
-            raise UsageError(f"format {self.to!a}", expected=" or ".join(OUTPUTS))
+        if self.to is not None and self.to not in FORMATS:
+            raise UsageError(f"format {self.to!a}", expected=" or ".join(FORMATS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
 
@@ -87,10 +88,6 @@ class ConvertOptions(RunOptions):
     def names_are_given(self) -> bool:
         """Whether the user says what the names are, so that no model is asked."""
         return self.keep_prefix or bool(self.strip_prefix or self.add_prefix)
-
-    def format_of(self, checkpoint: Checkpoint) -> OutputFormat:
-        """Return the format that the output of ``checkpoint`` gets."""
-        return self.to or ("torchscript" if checkpoint.script else "safetensors")
 
     def deciding(self, to: OutputFormat) -> dict[str, Any]:
         """Return what decides, beside the input, what an output of format ``to`` holds."""

@@ -18,7 +18,7 @@ from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.checkpoints.likeness import MODEL_SUFFIXES
 from frozenbn_cli.checkpoints.shards import indexes_in, model_in, shards_of
 from frozenbn_cli.errors import InputError, UsageError
-from frozenbn_cli.outputs import OutputFormat, default_output
+from frozenbn_cli.outputs import BY_KIND, FORMATS, OutputFormat, default_output, format_of
 
 __all__ = [
     "MODEL_SUFFIXES",
@@ -29,7 +29,7 @@ __all__ = [
     "possible_outputs",
 ]
 
-_FORMATS: tuple[OutputFormat, ...] = ("safetensors", "torchscript")
+_OUTPUT_ENDINGS = tuple(f".frozen{facts.suffixes[0]}" for facts in FORMATS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def find_model_files(
 
 def possible_outputs(file: ModelFile, to: OutputFormat | None) -> list[Path]:
     """Return where the output of a file may be; two where its content decides on the format."""
-    formats = [to] if to else _FORMATS
+    formats = [to] if to else BY_KIND
     return [file.output_dir / default_output(file.path, one).name for one in formats]
 
 
@@ -142,7 +142,7 @@ def _output_of(file: ModelFile, to: OutputFormat | None) -> Path:
     if to is None:
         to = "safetensors"
         with suppress(InputError), open_checkpoint(file.path) as checkpoint:
-            to = "torchscript" if checkpoint.script else to
+            to = format_of(checkpoint, None)
     return file.output_dir / default_output(file.path, to).name
 
 
@@ -216,7 +216,7 @@ class _OwnOutputs:
     def has(self, path: Path) -> bool:
         if not _absolute(path).is_relative_to(self._output_dir):
             return False
-        return self._apart or path.name.endswith((".frozen.safetensors", ".frozen.pt"))
+        return self._apart or path.name.endswith(_OUTPUT_ENDINGS)
 
 
 def _is_folder(path: Path) -> bool:

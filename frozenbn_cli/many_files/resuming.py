@@ -8,7 +8,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.errors import InputError, UsageError
-from frozenbn_cli.outputs import OutputFormat, default_output
+from frozenbn_cli.outputs import OutputFormat, default_output, format_of
 
 __all__ = ["find_existing"]
 
@@ -32,7 +32,7 @@ def find_existing(path: Path, output_dir: Path, options: ConvertOptions) -> Path
         UsageError: It is there, does not count, and may not be replaced; says why.
     """
     with options.open(path) as checkpoint:
-        to = options.format_of(checkpoint)
+        to = format_of(checkpoint, options.to)
         target = output_dir / default_output(path, to).name
         if not target.exists():
             return None

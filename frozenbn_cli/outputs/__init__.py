@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from frozenbn_cli.outputs.output import Output, OutputFormat, default_output
+from frozenbn_cli.outputs.formats import (
+    BY_KIND,
+    FORMATS,
+    OutputFormat,
+    check_name,
+    default_output,
+    format_of,
+)
+from frozenbn_cli.outputs.output import Output
 from frozenbn_cli.outputs.safetensors import SafetensorsOutput
 from frozenbn_cli.outputs.torch import TorchOutput
 from frozenbn_cli.outputs.torchscript import TorchScriptOutput
 
-__all__ = ["OUTPUTS", "Output", "OutputFormat", "TorchScriptOutput", "default_output"]
+__all__ = [
+    "BY_KIND",
+    "FORMATS",
+    "OUTPUTS",
+    "Output",
+    "OutputFormat",
+    "TorchScriptOutput",
+    "check_name",
+    "default_output",
+    "format_of",
+]
 
 OUTPUTS: Mapping[OutputFormat, Callable[..., Output]] = {
     "safetensors": SafetensorsOutput,

@@ -179,11 +179,12 @@ def _verified(results: Iterable[FileResult]) -> list[str]:
 
 def _sizes(results: Iterable[FileResult], console: Console) -> list[str]:
     written = [
-        (result.summary.input_bytes, result.summary.output_bytes)
+        (result.summary.input_bytes, result.summary.output_bytes, result.summary.output_format)
         for result in results
         if result.summary and result.summary.output_bytes
     ]
     if not written:
         return []
-    before, after = (sum(sizes) for sizes in zip(*written, strict=True))
-    return [f"{size_text(before)} {symbol(console, '→')} {size_text(after)}"]
+    befores, afters, formats = zip(*written, strict=True)
+    arrow, named = symbol(console, "→"), " and ".join(dict.fromkeys(formats))
+    return [f"{size_text(sum(befores))} {arrow} {size_text(sum(afters))}, {named}"]

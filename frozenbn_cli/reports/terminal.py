@@ -91,8 +91,9 @@ def _convert_header(section: Section, console: Console) -> Text:
     if output.get("size") != "not written":
         sizes.append(output.get("size"))
     key = f", key {source.get('key')}" if source.get("key") else ""
+    to = f" → {output.get('format')}" if is_output else ""
     facts = [
-        f"{source.get('holds')}{key} ({source.get('stored as')})",
+        f"{source.get('holds')}{key} ({source.get('stored as')}){to}",
         " → ".join(sizes),
         output.get("took"),
         f"model {source.get('model')}" if source.get("model") else "",

@@ -335,7 +335,8 @@ def test_report_of_an_interrupted_run_says_how_far_it_came() -> None:
     text = batch_printed(some_files(4)[:2], total=40, table=False)
 
     assert text == (
-        "interrupted after 2 of 40 files: 2 done · 1 of 2 verified · 2.5 MB → 2.4 MB · 9.5 s\n"
+        "interrupted after 2 of 40 files: 2 done · 1 of 2 verified · 2.5 MB → 2.4 MB, safetensors"
+        " · 9.5 s\n"
     )
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["Format", "OutputArguments"]
+from frozenbn_cli.outputs import FORMATS, OutputFormat
+
+__all__ = ["OutputArguments"]
 
 _OUTPUT = "Output"
-
-
-class Format(str, Enum):
-    """The output formats, as Typer wants choices."""
-
-    SAFETENSORS = "safetensors"
-    TORCH = "torch"
-    TORCHSCRIPT = "torchscript"
+_FORMATS = ", ".join(f"'{name}' ({facts.title})" for name, facts in FORMATS.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +26,18 @@ class OutputArguments:
             "--output",
             "-o",
             metavar="FILE",
-            help="The result; beside the input as NAME.frozen.safetensors or NAME.frozen.pt if not "
-            "given.",
+            help="The result; its name says the format, such as .safetensors, .pt or .pth. Beside "
+            "the input as NAME.frozen.safetensors or NAME.frozen.pt if not given.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
     ] = None
     to: Annotated[
-        Format | None,
+        OutputFormat | None,
         typer.Option(
             metavar="FORMAT",
-            help="The format of the result: 'safetensors', 'torch' (a plain state dict for "
-            "torch.load) or 'torchscript'. TorchScript stays TorchScript if not given, all else "
-            "becomes safetensors.",
+            help=f"The format of the result: {_FORMATS}. If not given, the name of the output says "
+            "it; without one, TorchScript stays TorchScript, and all else becomes safetensors.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
