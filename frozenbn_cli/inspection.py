@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,7 @@ def inspect_file(
     add_prefix: str = "",
     eps: float | None = None,
     selection: Selection | None = None,
+    dims: Collection[int] | None = None,
     model: Callable[[], Any] | None = None,
     summarize: bool = False,
     may_recognise: bool = True,
@@ -146,6 +147,7 @@ def inspect_file(
         add_prefix: Put in front of every name.
         eps: Of every layer whose eps the file does not hold.
         selection: Which layers `convert` would be asked to freeze.
+        dims: Of how many spatial dimensions, of 1, 2 and 3; None for no choice, which is 2.
         model: Returns a new module that the file belongs to, which knows each layer's class and
             eps; this imports torch.
         summarize: Sum up the numbers of each layer, for a report that draws them.
@@ -165,6 +167,7 @@ def inspect_file(
             metadata=checkpoint.metadata,
             eps=eps,
             selection=selection or Selection(),
+            dims=dims,
             may_recognise=may_recognise,
         )
         with located(str(path)):

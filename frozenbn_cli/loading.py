@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,12 +20,12 @@ from frozenbn_cli.freezing.freeze import frozen_layers_of, held_text
 from frozenbn_cli.freezing.frozen_elsewhere import eps_of, is_frozen_layer
 from frozenbn_cli.freezing.held import replace_held
 from frozenbn_cli.freezing.replacing import put_in_place
-from frozenbn_cli.freezing.survey import BatchNormDecision, decisions_on
+from frozenbn_cli.freezing.survey import BatchNormDecision, decisions_on, dims_of_layer
 from frozenbn_cli.freezing.wrappers import refuse_wrapped
 from frozenbn_cli.live_models.building import state_of, unwrapped
 from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading_plan import LoadPlan, plan_loading
-from frozenbn_cli.selection import Selection
+from frozenbn_cli.selection import Selection, checked_dims
 from frozenbn_cli.wording import listed
 
 __all__ = ["LoadReport", "freeze_layers", "load_frozen"]
@@ -135,7 +135,8 @@ def load_frozen(
         state_of(inner), entries, prefix=prefix, skip=_patterns(skip), only=_patterns(only)
     )
     layers = {plan.layers[name]: eps for name, eps in record.layers.items() if name in plan.layers}
-    freezing = _Freezing.of(inner, layers, trainable_affine=trainable_affine)
+    dims = {*checked_dims(record.dims), *record.dims_of.values()}
+    freezing = _Freezing.of(inner, layers, dims, trainable_affine=trainable_affine)
     loaded, notes = freezing.apply(lambda frozen: _load(frozen, plan, entries))
     live = _live_layers(loaded)
     for note in (*notes, *_live_notes(live, plan), *_meta_notes(loaded)):
@@ -163,7 +164,7 @@ def freeze_layers(model: nn.Module, layers: Mapping[str, Eps]) -> nn.Module:
     Raises:
         UsageError: One of them cannot be frozen.
     """
-    model, notes = _Freezing.of(model, layers).apply(lambda _: None)
+    model, notes = _Freezing.of(model, layers, _ALL_DIMS).apply(lambda _: None)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return model
@@ -228,14 +229,19 @@ class _Freezing:
 
     @classmethod
     def of(
-        cls, model: nn.Module, layers: Mapping[str, Eps], *, trainable_affine: bool = False
+        cls,
+        model: nn.Module,
+        layers: Mapping[str, Eps],
+        dims: Collection[int],
+        *,
+        trainable_affine: bool = False,
     ) -> _Freezing:
-        decisions = decisions_on(model, Selection())
+        decisions = decisions_on(model, Selection(), dims)
         modules = dict(model.named_modules(remove_duplicate=False))
         chosen: dict[nn.Module, BatchNormDecision] = {}
         for name in layers:
             layer = modules.get(name)
-            _check(name, layer, decisions)
+            _check(name, layer, decisions, dims)
             if layer is not None and layer in decisions:
                 chosen[layer] = decisions[layer]
         new = frozen_layers_of(chosen, trainable_affine=trainable_affine)
@@ -286,7 +292,10 @@ class _Freezing:
 
 
 def _check(
-    name: str, layer: nn.Module | None, decisions: Mapping[nn.Module, BatchNormDecision]
+    name: str,
+    layer: nn.Module | None,
+    decisions: Mapping[nn.Module, BatchNormDecision],
+    dims: Collection[int],
 ) -> None:
     if layer is not None and is_frozen_layer(layer):
         return
@@ -294,14 +303,18 @@ def _check(
     if decision is None or decision.reason is not None:
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
         advice = "Is this the model that the checkpoint belongs to?"
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d)):
-            dims = 1 if isinstance(layer, nn.BatchNorm1d) else 3
-            advice = f"Convert the checkpoint again, with --dims-of {name}={dims}d or with --model."
+        layer_dims = dims_of_layer(layer) if layer is not None else None
+        if layer_dims is not None and layer_dims not in dims:
+            advice = (
+                f"Convert the checkpoint again, with --dims 1,2,3 to freeze it too, or with "
+                f"--dims-of {name}={layer_dims}d to leave it live."
+            )
         elif decision is not None:
             found += f" ({decision.reason})"
         raise UsageError(
             f"layer {name!a}",
-            expected="a BatchNorm2d that can be frozen",
+            expected=" or ".join(f"a BatchNorm{each}d" for each in sorted(dims))
+            + " that can be frozen",
             found=found,
             advice=advice,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.wording import listed
 
-__all__ = ["Selection", "matches"]
+__all__ = ["Selection", "checked_dims", "matches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Selection:
     Attributes:
         include: A layer must match one of these; empty selects every layer.
         exclude: A layer that matches one of these is left alone, also if it is included.
-        dims: What the user says of the spatial dimensions of layers: name and 1, 2 or 3.
+        dims_of: What the user says of the spatial dimensions of layers: name and 1, 2 or 3.
         state: Whether the layers are ``live`` or ``frozen`` of which the file cannot tell it.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    dims: tuple[tuple[str, int], ...] = ()
+    dims_of: tuple[tuple[str, int], ...] = ()
     state: Literal["live", "frozen"] | None = None
 
     @classmethod
@@ -47,9 +47,13 @@ class Selection:
             return "not included by " + " or ".join(repr(pattern) for pattern in self.include)
         return None
 
-    def said_dims(self, name: str) -> int | None:
-        """Return the spatial dimensions that the user says a layer has: to name it includes it."""
-        return dict(self.dims).get(name, 2 if name in self.include else None)
+    def said_dims(self, name: str, meant: Collection[int]) -> int | None:
+        """Return the spatial dimensions that the user says a layer has.
+
+        To include it by its name says that it has those which are meant, if these are of one kind.
+        """
+        named = next(iter(meant)) if len(meant) == 1 and name in self.include else None
+        return dict(self.dims_of).get(name, named)
 
     def check(self, names: Iterable[str], kind: str = "BatchNorm layer") -> None:
         """Raise if a pattern matches none of the layers' ``names``.
@@ -62,7 +66,7 @@ class Selection:
             UsageError: A pattern has no effect; most likely it is misspelt.
         """
         names = tuple(names)
-        for name, _ in self.dims:
+        for name, _ in self.dims_of:
             if name not in names:
                 raise UsageError(
                     f"dimensions are given of {name!a}, which is no BatchNorm layer",
@@ -75,6 +79,18 @@ class Selection:
                         f"{option} pattern {pattern!r} matches no {kind}",
                         advice=f"The layers are named {listed(names)}." if names else "",
                     )
+
+
+def checked_dims(dims: Iterable[int] | None) -> frozenset[int]:
+    """Return the spatial dimensions that are meant: 2 where none are chosen.
+
+    Raises:
+        UsageError: One of them is not 1, 2 or 3.
+    """
+    chosen = frozenset((2,) if dims is None else dims)
+    if not chosen or not chosen <= {1, 2, 3}:
+        raise UsageError("dims", expected="some of 1, 2 and 3", found=repr(sorted(chosen)))
+    return chosen
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

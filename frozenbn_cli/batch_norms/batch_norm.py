@@ -90,6 +90,11 @@ class BatchNorm:
     oddity: str | None = None
 
     @property
+    def takes_any_dims(self) -> bool:
+        """Whether its class takes inputs of any dimensions, so that it is frozen for all."""
+        return self.facts.takes_any_dims or self.type_name in _OF_ANY_DIMS
+
+    @property
     def dims_known(self) -> Literal["read", "inferred", "given"] | None:
         """Where the number of dimensions is known from; None where nothing tells."""
         if self.spatial_dims is None:
@@ -120,6 +125,7 @@ def find_batch_norms(
     *,
     eps: float | None = None,
     frozen: Mapping[str, Eps] | None = None,
+    frozen_dims: Mapping[str, int] | None = None,
     may_recognise: bool = False,
 ) -> list[BatchNorm]:
     """Return the BatchNorm layers of a state dict, in the order of their first entries.
@@ -131,6 +137,7 @@ def find_batch_norms(
         state_dict: Entries, and what the file says of the layers.
         eps: As given by the user, for every layer whose eps the file does not hold.
         frozen: The layers that frozenbn froze, with their eps.
+        frozen_dims: How many spatial dimensions these had, as far as that was recorded.
         may_recognise: Look the layers up among those of public architectures, where the file
             leaves an eps open.
     """
@@ -151,6 +158,7 @@ def find_batch_norms(
         # Code that uses several says more than a name.
         recognised = None if facts.eps_is_unsettled else known.get(name)
         dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
+        dims = dims or (frozen_dims or {}).get(name)
         if dims is None and recognised and recognised.spatial_dims:
             dims, source = recognised.spatial_dims, str(recognised.match.firsts[0])
         if dims is None:
@@ -245,6 +253,12 @@ def _channels(tensors: Mapping[Role, StoredTensor], facts: LayerFacts) -> int:
         if role in tensors:
             return tensors[role].elements
     return facts.channels or 0
+
+
+_OF_ANY_DIMS = {
+    "torch.nn.modules.batchnorm.SyncBatchNorm",
+    "frozenbn_cli.nn.FrozenBatchNormNd",
+}
 
 
 def _dims_of_class(type_name: str | None) -> int | None:

@@ -75,6 +75,7 @@ LABELS = {
     "large_scale": "large scale",
     "stays_live": "stays live",
     "dims_assumed": "2d assumed",
+    "dims_unknown": "dims unknown",
 }
 """A few words for each code."""
 
@@ -91,7 +92,9 @@ ADVICE = {
     "eps_matters": "Pass the model's own value with --eps.",
     "eps_ambiguous": "Their layers have the same names and sizes; pass your model's with --eps.",
     "dims_assumed": "Settle it with --dims-of NAME=1d, 2d or 3d, or with --model.",
-    "stays_live": "In train() they go on updating their statistics; put them in eval() yourself.",
+    "dims_unknown": "Settle it with --dims-of NAME=1d, 2d or 3d, or with --model.",
+    "stays_live": "In train() they go on updating their statistics; if they are to stay live, put "
+    "them in eval() yourself.",
 }
 """What to do about errors and warnings, by code."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +12,7 @@ from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_t
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.selection import Selection
+from frozenbn_cli.selection import Selection, checked_dims
 
 __all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]
 
@@ -41,6 +41,11 @@ class LayerPlan:
     def broken(self) -> bool:
         """Whether the layer was to be frozen and its statistics are broken or never formed."""
         return self.selected and any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def stays_live(self) -> bool:
+        """Whether it is left for its dimensions, and nobody chose that."""
+        return any(finding is _STAYS_LIVE for finding in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,12 @@ class Plan:
         """Whether some of the broken layers can be frozen all the same."""
         return any(layer.action == "freeze" for layer in self.broken)
 
+    @property
+    def advice(self) -> str:
+        """How to freeze more; empty where the user left nothing open."""
+        stays = any(layer.stays_live for layer in self.layers)
+        return "--dims 1,2,3 freezes its BatchNorm1d and BatchNorm3d." if stays else ""
+
     def kept(self, names: Iterable[str]) -> list[str]:
         """Return those of an input's entry ``names`` that the output has too, in order."""
         dropped = {edit.entry for edit in self.edits}
@@ -113,6 +124,7 @@ def plan_state_dict(
     *,
     eps: float | None,
     selection: Selection,
+    dims: Collection[int] | None = None,
     may_recognise: bool = True,
 ) -> Plan:
     """Find the BatchNorm layers of a state dict and decide what happens to each.
@@ -122,15 +134,23 @@ def plan_state_dict(
         metadata: Of its file, which may say what frozenbn froze before.
         eps: As given by the user, for the layers whose eps the file does not hold.
         selection: The user's choice among the layers.
+        dims: The spatial dimensions of the layers to freeze, of 1, 2 and 3; None for no choice,
+            which is 2.
         may_recognise: Look layers up whose eps is not known among those of public architectures.
 
     Raises:
-        UsageError: A pattern of the selection matches no layer.
+        UsageError: A pattern of the selection matches no layer, or a dimension is none of these.
     """
     record = ConversionRecord.from_metadata(metadata)
-    frozen = record.renamed(part.renaming).layers if record else None
-    layers = find_batch_norms(part, eps=eps, frozen=frozen, may_recognise=may_recognise)
-    return make_plan(layers, selection)
+    record = record.renamed(part.renaming) if record else None
+    layers = find_batch_norms(
+        part,
+        eps=eps,
+        frozen=record.layers if record else None,
+        frozen_dims=record.dims_of if record else None,
+        may_recognise=may_recognise,
+    )
+    return make_plan(layers, selection, dims)
 
 
 def check_eps_is_wanted(plan: Plan, eps: float | None) -> None:
@@ -144,30 +164,34 @@ def check_eps_is_wanted(plan: Plan, eps: float | None) -> None:
         raise UsageError("eps is given, and the file holds that of every layer")
 
 
-def make_plan(layers: Iterable[BatchNorm], selection: Selection) -> Plan:
+def make_plan(
+    layers: Iterable[BatchNorm], selection: Selection, dims: Collection[int] | None = None
+) -> Plan:
     """Decide which layers are frozen, and which edits that takes.
 
     Args:
         layers: The BatchNorm layers of a checkpoint.
         selection: The user's choice among them.
+        dims: As for `plan_state_dict`.
 
     Raises:
-        UsageError: A pattern of the selection matches no layer.
+        UsageError: As `plan_state_dict`.
     """
     layers = tuple(layers)
+    meant = checked_dims(dims)
     selection.check(layer.name for layer in layers)
-    layers = _as_said(layers, selection)
+    layers = _as_said(layers, selection, meant)
     plans = []
     for layer in layers:
         is_other = layer.oddity or _is_instance_norm(layer)
         findings = () if is_other else examine(layer)
-        reason = _reason_left(layer)
+        reason = _reason_left(layer, meant)
         unselected = None if reason else selection.reason_left_out([layer.name])
         reason = reason or unselected
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
-        findings += (*_on_dimensions(layer), *_on_class(layer))
+        findings += (*_on_dimensions(layer, dims), *_on_class(layer))
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         deselected = unselected is not None
         plans.append(LayerPlan(layer, action, reason, findings, selected, deselected))
@@ -203,13 +227,15 @@ def _with_eps_of_all(plans: list[LayerPlan]) -> list[LayerPlan]:
     ]
 
 
-def _as_said(layers: Iterable[BatchNorm], selection: Selection) -> tuple[BatchNorm, ...]:
+def _as_said(
+    layers: Iterable[BatchNorm], selection: Selection, meant: Collection[int]
+) -> tuple[BatchNorm, ...]:
     """Return the layers with what the user says of those that the file cannot tell.
 
     Raises:
         UsageError: The file tells it.
     """
-    dims = dict(selection.dims)
+    dims = dict(selection.dims_of)
     said = []
     for layer in layers:
         if layer.name in dims and layer.dims_known == "read":
@@ -217,7 +243,7 @@ def _as_said(layers: Iterable[BatchNorm], selection: Selection) -> tuple[BatchNo
                 f"dimensions are given of layer {layer.name!a}, and it is known that there are "
                 f"{layer.spatial_dims}"
             )
-        given = selection.said_dims(layer.name)
+        given = selection.said_dims(layer.name, meant)
         said.append(_with_dims(layer, given) if layer.dims_known != "read" else layer)
     undecided = [layer for layer in said if layer.facts.may_be_frozen]
     if selection.state and not undecided:
@@ -266,19 +292,23 @@ def _together(plans: list[LayerPlan]) -> list[LayerPlan]:
     return together
 
 
-def _on_dimensions(layer: BatchNorm) -> tuple[Finding, ...]:
-    if layer.oddity:
-        return ()
+def _on_dimensions(layer: BatchNorm, dims: Collection[int] | None) -> tuple[Finding, ...]:
     if (
-        layer.frozen_already
+        layer.oddity
+        or layer.frozen_already
         or layer.facts.may_be_frozen
+        or layer.takes_any_dims
         or not layer.has_statistics
         or _is_instance_norm(layer)
     ):
         return ()
+    meant = checked_dims(dims)
+    if layer.spatial_dims is None and meant == {1, 2, 3}:
+        return (_DIMS_UNKNOWN,)
     if layer.spatial_dims is None:
-        return (_DIMS_ASSUMED,)
-    return () if layer.spatial_dims == 2 else (_STAYS_LIVE,)
+        return (_DIMS_ASSUMED,) if 2 in meant else ()
+    # A choice that leaves it out is no news.
+    return () if layer.spatial_dims in meant or dims is not None else (_STAYS_LIVE,)
 
 
 def _on_class(layer: BatchNorm) -> tuple[Finding, ...]:
@@ -295,12 +325,19 @@ _DIMS_ASSUMED = Finding(
     "nothing proves how many dimensions it has: it is taken for a BatchNorm2d, and does not fit a "
     "model that has another there",
 )
+_DIMS_UNKNOWN = Finding(
+    "dims_unknown",
+    "note",
+    "nothing proves how many dimensions it has: it is frozen whichever they are",
+)
 _STAYS_LIVE = Finding(
-    "stays_live", "note", "BatchNorm1d and BatchNorm3d stay live beside frozen layers"
+    "stays_live",
+    "note",
+    "BatchNorm1d and BatchNorm3d stay live beside frozen layers; --dims 1,2,3 freezes them too",
 )
 
 
-def _reason_left(layer: BatchNorm) -> str | None:
+def _reason_left(layer: BatchNorm, meant: Collection[int]) -> str | None:
     if layer.frozen_already:
         return "frozen already"
     if layer.oddity:
@@ -316,9 +353,8 @@ def _reason_left(layer: BatchNorm) -> str | None:
         return layer.facts.live
     if not layer.has_statistics:
         return "no running statistics (track_running_stats=False)"
-    if layer.spatial_dims not in (None, 2):
-        inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
-        return f"BatchNorm{layer.spatial_dims}d{inferred}"
+    if of_other_dims := _reason_of_dims(layer, meant):
+        return of_other_dims
     if layer.facts.obstacle:
         return layer.facts.obstacle
     is_known = layer.facts.code_is_known or layer.type_name in _FREEZABLE
@@ -330,12 +366,27 @@ def _reason_left(layer: BatchNorm) -> str | None:
     return None
 
 
+def _reason_of_dims(layer: BatchNorm, meant: Collection[int]) -> str | None:
+    """Return the reason of a layer that has other dimensions than those which are meant.
+
+    One whose dimensions are unknown is taken for a BatchNorm2d, unless the user says more.
+    """
+    if layer.takes_any_dims or (layer.spatial_dims or 2) in meant:
+        return None
+    if layer.spatial_dims is None:
+        return "nothing proves that it is a " + " or ".join(f"BatchNorm{n}d" for n in sorted(meant))
+    inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
+    return f"BatchNorm{layer.spatial_dims}d{inferred}"
+
+
 def _is_instance_norm(layer: BatchNorm) -> bool:
     return (layer.type_name or "").startswith("torch.nn.modules.instancenorm.")
 
 
 _FREEZABLE = {
+    "torch.nn.modules.batchnorm.BatchNorm1d",
     "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.batchnorm.BatchNorm3d",
     "torch.nn.modules.batchnorm.SyncBatchNorm",
     "timm.layers.norm_act.BatchNormAct2d",
     "timm.layers.norm_act.SyncBatchNormAct",

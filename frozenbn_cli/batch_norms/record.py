@@ -5,7 +5,8 @@ The entry is a JSON document::
     {"schema_version": 1,
      "frozenbn": "0.1.0",
      "source": {"file": "model.pth", "sha256": "…", "size_bytes": 123},
-     "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"}, …},
+     "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"},
+                "head.bn": {"eps": 1e-05, "eps_source": "assumed", "dims": 1}, …},
      "recognised": [{"prefix": "", "as": ["torchvision resnet50 (0.29.1)", …]}],
      "verified": ["contents", "layers"],
      "options": {"to": "safetensors", "key": null, …},
@@ -14,7 +15,8 @@ The entry is a JSON document::
      "claims": [{"name": "model", "status": "not verified", "detail": "…"}, …]}
 
 ``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given``, ``recognised`` or
-``assumed``; ``recognised``, where there is any, names architectures with the same layers;
+``assumed``, and ``dims``, where there is one, says that it was a BatchNorm1d or 3d;
+``recognised``, where there is any, names architectures with the same layers;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
 what decided, beside the source, what the file holds; ``date`` is when the conversion was begun;
 ``claims`` is what was found of each claim, with long details cut. Older records have no
@@ -87,6 +89,7 @@ class ConversionRecord:
             say.
         torch: The version of PyTorch that was there; empty as above.
         claims: What was found of each claim; none as above.
+        dims_of: How many spatial dimensions those of the layers have that are no BatchNorm2d.
     """
 
     version: str
@@ -98,6 +101,15 @@ class ConversionRecord:
     date: str = ""
     torch: str = ""
     claims: tuple[RecordedClaim, ...] = ()
+    dims_of: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        """The spatial dimensions of the layers that were to be frozen; None if none were chosen."""
+        chosen = (self.options or {}).get("dims")
+        if not isinstance(chosen, list) or not all(map(_is_dims, chosen)):
+            return None
+        return tuple(chosen) or None
 
     @property
     def renamed_by(self) -> tuple[tuple[str, str], ...]:
@@ -115,7 +127,8 @@ class ConversionRecord:
     def renamed(self, renaming: Renaming) -> ConversionRecord:
         """Return the record with the names that layers got when the file was opened."""
         layers = {renaming.of_module(name): eps for name, eps in self.layers.items()}
-        return replace(self, layers=layers)
+        dims_of = {renaming.of_module(name): dims for name, dims in self.dims_of.items()}
+        return replace(self, layers=layers, dims_of=dims_of)
 
     def found(self, claims: Iterable[RecordedClaim]) -> ConversionRecord:
         """Return the record with what was found of each claim."""
@@ -134,7 +147,7 @@ class ConversionRecord:
             "frozenbn": self.version,
             "source": dict(self.source),
             "layers": {
-                name: {"eps": eps.value, "eps_source": eps.source}
+                name: {"eps": eps.value, "eps_source": eps.source, **self._dims_fields(name)}
                 for name, eps in self.layers.items()
             },
             "verified": list(self.verified),
@@ -150,6 +163,9 @@ class ConversionRecord:
             document["claims"] = [asdict(claim) for claim in self.claims]
         return document
 
+    def _dims_fields(self, name: str) -> dict[str, int]:
+        return {"dims": self.dims_of[name]} if name in self.dims_of else {}
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ConversionRecord | None:
         """Return the record that a file carries, or None if frozenbn did not write it.
@@ -162,6 +178,11 @@ class ConversionRecord:
         try:
             document = json.loads(metadata[METADATA_KEY])
             layers = {name: _eps(fields) for name, fields in document["layers"].items()}
+            dims_of = {
+                name: _dims(fields["dims"])
+                for name, fields in document["layers"].items()
+                if "dims" in fields
+            }
             options = document.get("options")
             recognised = {
                 str(fields["prefix"]): tuple(map(str, fields["as"]))
@@ -177,6 +198,7 @@ class ConversionRecord:
                 str(document.get("date", "")),
                 str(document.get("torch", "")),
                 tuple(map(_claim, document.get("claims", ()))),
+                dims_of,
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
@@ -195,3 +217,13 @@ def _eps(fields: Any) -> Eps:
     if source not in EPS_SOURCES:
         raise ValueError(f"eps_source {source!r}")
     return Eps(float(value), source)
+
+
+def _dims(value: Any) -> int:
+    if not _is_dims(value):
+        raise ValueError(f"dims {value!r}")
+    return int(value)
+
+
+def _is_dims(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 3

@@ -40,6 +40,7 @@ class LayerFacts:
             for all that are.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
+        takes_any_dims: Whether it takes inputs of any dimensions, as SyncBatchNorm does.
         eps_is_recognised: Whether eps is that of a model which nobody named.
         shares_with: The layers that it shares tensors with, where they stay shared in the output;
             its own name may be among them.
@@ -58,6 +59,7 @@ class LayerFacts:
     always_batch_statistics: bool = False
     spatial_dims: int | None = None
     shares_with: frozenset[str] = frozenset()
+    takes_any_dims: bool = False
     eps_is_recognised: bool = False
 
     @property

@@ -40,6 +40,7 @@ from frozenbn_cli.outputs import (
     default_output,
     format_of,
 )
+from frozenbn_cli.selection import checked_dims
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
@@ -190,6 +191,7 @@ class _Conversion:
             self._checkpoint.metadata,
             eps=eps,
             selection=self._options.selection,
+            dims=self._options.dims,
             may_recognise=self._options.may_recognise,
         )
         check_eps_is_wanted(plan, eps)
@@ -223,8 +225,9 @@ class _Conversion:
             error.result = replace(planned, outcome="unhealthy")
             raise error
         if not plan.frozen:
-            what = "no BatchNorm2d to freeze" if plan.layers else "no BatchNorm in it"
-            advice = self._checkpoint.advice
+            meant = " or ".join(f"BatchNorm{n}d" for n in sorted(checked_dims(self._options.dims)))
+            what = f"no {meant} to freeze" if plan.layers else "no BatchNorm in it"
+            advice = plan.advice or self._checkpoint.advice
             reasons = (*planned.left_out.values(), *(item.reason for item in plan.layers))
             if any("quantised" in (reason or "") for reason in reasons):
                 advice = "Its tensors are quantised; convert the model as it was before that."
@@ -347,13 +350,22 @@ class _Conversion:
             "size_bytes": self._checkpoint.size_bytes,
         }
         before = ConversionRecord.from_metadata(self._checkpoint.metadata)
-        layers = dict(before.renamed(part.renaming).layers) if before else {}
+        before = before.renamed(part.renaming) if before else None
+        layers = dict(before.layers) if before else {}
         layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
+        dims_of = dict(before.dims_of) if before else {}
+        dims_of |= {
+            item.layer.name: dims
+            for item in plan.frozen
+            if (dims := item.layer.spatial_dims) and dims != 2
+        }
         deciding = self._options.deciding(self._to)
         if part.renaming.steps:
             deciding["renamed"] = [list(step) for step in part.renaming.steps]
         recognised = {match.prefix: match.names for match in plan.matches}
-        record = ConversionRecord(__version__, source, layers, (), deciding, recognised)
+        record = ConversionRecord(
+            __version__, source, layers, (), deciding, recognised, dims_of=dims_of
+        )
         record = replace(record, date=self._options.date_text, torch=torch_version())
         return replace(record, verified=_CLAIMS, claims=tuple(map(RecordedClaim.longest, _CLAIMS)))
 

@@ -17,7 +17,7 @@ from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
-from frozenbn_cli.selection import Selection
+from frozenbn_cli.selection import Selection, checked_dims
 from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["ConversionResult", "ConvertOptions"]
@@ -37,6 +37,8 @@ class ConvertOptions(RunOptions):
         eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
             1e-5.
         selection: Which layers to freeze.
+        dims: The spatial dimensions of the layers to freeze, of 1, 2 and 3; None for no choice,
+            which is 2.
         may_recognise: Look layers up whose eps is not known among those of public architectures.
         force: Replace an output that exists.
         force_unhealthy: Freeze also statistics that are broken or were never formed.
@@ -54,6 +56,7 @@ class ConvertOptions(RunOptions):
     add_prefix: str = ""
     eps: float | None = None
     selection: Selection = field(default_factory=Selection)
+    dims: tuple[int, ...] | None = None
     may_recognise: bool = True
     force: bool = False
     force_unhealthy: bool = False
@@ -69,6 +72,7 @@ class ConvertOptions(RunOptions):
             raise UsageError(f"format {self.to!a}", expected=" or ".join(FORMATS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
+        checked_dims(self.dims)
 
     def open(self, path: str | Path) -> Checkpoint:
         """Open an input, with the names that its entries are to have."""
@@ -104,8 +108,10 @@ class ConvertOptions(RunOptions):
         }
         names = {"strip_prefix": self.strip_prefix, "add_prefix": self.add_prefix}
         document |= {option: prefix for option, prefix in names.items() if prefix}
-        if self.selection.dims:
-            document["dims_of"] = dict(sorted(self.selection.dims))
+        if self.dims is not None:
+            document["dims"] = sorted(set(self.dims))
+        if self.selection.dims_of:
+            document["dims_of"] = dict(sorted(self.selection.dims_of))
         if self.selection.state:
             document["state"] = self.selection.state
         if to == "torchscript" and self.model is not None:  # It may be traced on these.

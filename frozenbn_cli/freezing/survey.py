@@ -11,7 +11,6 @@ from torch.nn.modules import batchnorm
 from torch.nn.utils import parametrize
 
 from frozenbn_cli import torch_jit
-from frozenbn_cli.errors import UsageError
 from frozenbn_cli.freezing.frozen_elsewhere import is_frozen_layer
 from frozenbn_cli.nn import (
     FrozenBatchNorm1d,
@@ -20,12 +19,12 @@ from frozenbn_cli.nn import (
     FrozenBatchNormAct2d,
     FrozenBatchNormNd,
 )
-from frozenbn_cli.selection import Selection
+from frozenbn_cli.selection import Selection, checked_dims
 
 __all__ = [
     "BatchNormDecision",
-    "checked_dims",
     "decisions_on",
+    "dims_of_layer",
     "frozen_class_of",
     "survey_batch_norms",
 ]
@@ -78,18 +77,6 @@ def survey_batch_norms(
     return tuple(decisions_on(model, Selection.of(include, exclude), dims).values())
 
 
-def checked_dims(dims: Iterable[int] | None) -> frozenset[int]:
-    """Return the spatial dimensions that are meant.
-
-    Raises:
-        UsageError: One of them is not 1, 2 or 3.
-    """
-    chosen = frozenset((2,) if dims is None else dims)
-    if not chosen or not chosen <= {1, 2, 3}:
-        raise UsageError("dims", expected="some of 1, 2 and 3", found=repr(sorted(chosen)))
-    return chosen
-
-
 def decisions_on(
     model: nn.Module, selection: Selection, dims: Iterable[int] | None = None
 ) -> dict[nn.Module, BatchNormDecision]:
@@ -117,6 +104,20 @@ def decisions_on(
     return decided
 
 
+def dims_of_layer(layer: nn.Module) -> int | None:
+    """Return the spatial dimensions that a BatchNorm or frozen layer is made for.
+
+    None for what takes any, as SyncBatchNorm does, and for what is neither.
+    """
+    if isinstance(layer, FrozenBatchNormNd):
+        return None
+    kinds = ((nn.BatchNorm1d, FrozenBatchNorm1d), (nn.BatchNorm3d, FrozenBatchNorm3d))
+    for dims, classes in zip((1, 3), kinds, strict=True):
+        if isinstance(layer, classes):
+            return dims
+    return 2 if isinstance(layer, nn.BatchNorm2d) or is_frozen_layer(layer) else None
+
+
 def frozen_class_of(layer: nn.Module) -> type[FrozenBatchNorm2d] | type[nn.Module]:
     """Return the class that stands in for a BatchNorm layer: it takes all that the layer takes."""
     if _is_timm_batch_norm_act(layer):
@@ -132,7 +133,6 @@ _STANDS_IN: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.BatchNorm3d: FrozenBatchNorm3d,
 }
-_DIMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 _FORWARDS = (batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
 # What a subclass must not define anew: a frozen layer would do without it.
 _CALLING = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
@@ -191,12 +191,12 @@ def _is_timm_batch_norm_act(layer: nn.Module) -> bool:
 
 def _reason_of_dims(layer: nn.Module, wanted: frozenset[int]) -> str | None:
     """Return the reason of a layer that is of other dimensions; what takes any is of each."""
-    for live, dims in _DIMS.items():
-        if isinstance(layer, live) and dims not in wanted:
-            meant = " or ".join(f"BatchNorm{each}d" for each in sorted(wanted))
-            others = ", ".join(str(each) for each in sorted({*wanted, dims}))
-            return f"{type(layer).__name__}, not {meant} (dims=({others}) takes it in)"
-    return None
+    dims = dims_of_layer(layer)
+    if dims is None or dims in wanted:
+        return None
+    meant = " or ".join(f"BatchNorm{each}d" for each in sorted(wanted))
+    others = ", ".join(str(each) for each in sorted({*wanted, dims}))
+    return f"{type(layer).__name__}, not {meant} (dims=({others}) takes it in)"
 
 
 def _reason_left_alone(layer: Any) -> str | None:

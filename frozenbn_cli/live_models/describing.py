@@ -14,7 +14,11 @@ from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor
 from frozenbn_cli.checkpoints.names import common_prefix, prefix_that_fits, renamed
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.freezing.frozen_elsewhere import is_frozen_layer
-from frozenbn_cli.freezing.survey import BatchNormDecision, survey_batch_norms
+from frozenbn_cli.freezing.survey import (
+    BatchNormDecision,
+    dims_of_layer,
+    survey_batch_norms,
+)
 from frozenbn_cli.live_models.building import build, state_of
 from frozenbn_cli.live_models.guarding import foreign_code, last_line
 from frozenbn_cli.live_models.target import is_recognised
@@ -72,7 +76,7 @@ def described_by(
 ) -> tuple[StateDict, tuple[str, ...]]:
     """Return a state dict with what a model says of its layers, and what does not fit, in words.
 
-    Each layer's class, eps and momentum come from the model, and whether it is a BatchNorm2d.
+    Each layer's class, eps and momentum come from the model, and how many dimensions it has.
 
     Args:
         model: Returns the model that the state dict belongs to.
@@ -92,7 +96,7 @@ def described_by(
         raise _misfit(fit.problems, fit.advice)
     modules = dict(built.named_modules(remove_duplicate=False))
     facts: dict[str, LayerFacts] = {}
-    for decision in survey_batch_norms(built):
+    for decision in survey_batch_norms(built, dims=(1, 2, 3)):
         facts |= _facts(decision, modules[decision.names[0]])
     if is_recognised(model):
         facts = {name: replace(said, eps_is_recognised=True) for name, said in facts.items()}
@@ -175,16 +179,16 @@ def fit_of(
 
 
 def _facts(decision: BatchNormDecision, layer: Any) -> dict[str, LayerFacts]:
-    is_sibling = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm3d))
+    dims = dims_of_layer(layer)
     facts = LayerFacts(
         type_name=decision.type_name,
         channels=getattr(layer, "num_features", None),
         eps=_eps_of(layer),
         momentum=getattr(layer, "momentum", None),
         code_is_known=True,
-        # For what is of other dimensions, these are the reason.
-        obstacle=None if is_sibling else decision.reason,
-        spatial_dims=None if is_sibling else 2,
+        obstacle=decision.reason,
+        spatial_dims=dims,
+        takes_any_dims=dims is None and decision.frozen,
     )
     names = frozenset(decision.names)
     return {name: replace(facts, shares_with=names - {name}) for name in names}
@@ -201,7 +205,7 @@ def _other_facts(layer: Any) -> LayerFacts:
         frozen=frozen,
         code_is_known=True,
         obstacle=None if frozen else f"{type_name}, no BatchNorm",
-        spatial_dims=2 if frozen else None,
+        spatial_dims=dims_of_layer(layer),
     )
 
 

@@ -68,8 +68,9 @@ def _obstacle(
         return "it is no file that frozenbn wrote"
     if record.options is None:
         return "it does not say with which options it was made"
-    wanted = options.deciding(to)
-    if differing := [name for name in wanted if record.options.get(name) != wanted[name]]:
+    # Some options are only there where they are given; how names differ is found, not given.
+    wanted, had = options.deciding(to), {**record.options, "renamed": None}
+    if differing := [name for name in {**wanted, **had} if had.get(name) != wanted.get(name)]:
         return f"it was made with another {differing[0]}"
     if options.verify and not record.verified:
         return "it was not verified"

@@ -44,7 +44,7 @@ STATE_TITLES: dict[Command, str] = {
 
 CLAIMS = {
     "contents": "Every entry that was not to change is bit-identical in the converted file.",
-    "layers": "Each frozen layer gives the outputs of its BatchNorm2d in eval.",
+    "layers": "Each frozen layer gives the outputs of its BatchNorm in eval.",
     "model": "The whole model gives the same outputs before and after.",
 }
 """What each claim says."""

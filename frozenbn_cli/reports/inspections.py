@@ -80,7 +80,8 @@ def _what_convert_would_do(inspection: Inspection) -> str:
         keys = " or ".join(f"--key {part.key}" for part in candidates)
         return f"would ask which state dict is meant; pass {keys}."
     if not candidates or not candidates[0].plan.selected:
-        return f"would find nothing to freeze. {inspection.advice}".rstrip()
+        advice = (candidates[0].plan.advice if candidates else "") or inspection.advice
+        return f"would find nothing to freeze. {advice}".rstrip()
     plan = candidates[0].plan
     if candidates[0].misfits:
         return "would refuse, since the file does not fit the model."

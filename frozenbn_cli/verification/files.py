@@ -144,7 +144,11 @@ class _Verification:
                 named = self._named_alike(self._before.state_dict(options.key))
                 original = self._described(named)
                 plan = plan_state_dict(
-                    original, self._before.metadata, eps=options.eps, selection=options.selection
+                    original,
+                    self._before.metadata,
+                    eps=options.eps,
+                    selection=options.selection,
+                    dims=self._dims(),
                 )
                 check_eps_is_wanted(plan, options.eps)
             with located(str(self._after.path)):
@@ -190,6 +194,11 @@ class _Verification:
         steps = record.renamed_by if record else ()
         done = part.renaming.steps
         return renamed(part, steps[len(done) :]) if steps[: len(done)] == done else part
+
+    def _dims(self) -> tuple[int, ...] | None:
+        """Return of which dimensions layers have to be frozen, as given or as recorded."""
+        record = ConversionRecord.from_metadata(self._after.metadata)
+        return self._options.dims or (record.dims if record else None)
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the original's state dict with what the model says of its layers."""

@@ -88,11 +88,14 @@ def unexpected_layers(
     for item in plan.layers:
         name, shown = item.layer.name, item.layer.name or "the layer"
         if item.action == "freeze" and name not in stated:
-            found.append(Difference(shown, "a BatchNorm2d that is live in the converted file"))
+            kind = f"BatchNorm{item.layer.spatial_dims or 2}d"
+            found.append(Difference(shown, f"a {kind} that is live in the converted file"))
         elif item.layer.frozen_already and name in live:
             found.append(Difference(shown, "frozen in the original, live in the converted file"))
         elif item.action == "leave" and not item.layer.frozen_already and name in stated:
-            found.append(Difference(shown, f"frozen in the converted file, but {item.reason}"))
+            meant = " (--dims 1,2,3 takes it in)" if item.stays_live else ""
+            said = f"frozen in the converted file, but {item.reason}{meant}"
+            found.append(Difference(shown, said))
     known = {item.layer.name for item in plan.layers}
     found += [Difference(name, "no layer of the original") for name in stated if name not in known]
     return found

@@ -1,8 +1,8 @@
-"""The second claim: frozen layers compute what BatchNorm2d does in eval. Imports torch."""
+"""The second claim: frozen layers compute what BatchNorm does in eval. Imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.live_models.stored_values import to_tensor
-from frozenbn_cli.nn import FrozenBatchNorm2d
+from frozenbn_cli.nn import (
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+    FrozenBatchNormNd,
+)
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.contents import Progress
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
@@ -29,10 +34,12 @@ def verify_layers(
     stated: Mapping[str, Eps] | None = None,
     tolerance: Tolerance = EXACT,
 ) -> Claim:
-    """Compare each frozen layer with its BatchNorm2d in eval, bit by bit, on a probe input.
+    """Compare each frozen layer with its BatchNorm in eval, bit by bit, on probe inputs.
 
-    The probe lies around the layer's running statistics and beyond, in both memory formats, with
-    gradients and without, with the frozen layer in eval and in training mode.
+    A probe has the dimensions that the layer takes; of a layer that takes any, or of which it is
+    not known, there are probes of all. They lie around the layer's running statistics and beyond,
+    in both memory formats, with gradients and without, with the frozen layer in eval and in
+    training mode.
 
     Args:
         written: The file, opened anew.
@@ -44,10 +51,33 @@ def verify_layers(
     stated = written.stated_eps() if stated is None else stated
     with _one_thread():
         differences, unrunnable = _differences(written, layers, progress, stated, tolerance)
-    detail = (
-        f"{counted(len(layers), 'layer')} against BatchNorm2d in eval, with gradients and without"
-    )
+    dims = sorted({each for layer in layers.values() for each in _dims_of(layer)})
+    named = ", ".join(f"BatchNorm{each}d" for each in dims)
+    detail = f"{counted(len(layers), 'layer')} against {named} in eval, with gradients and without"
     return _claim(differences, unrunnable, len(layers), detail, tolerance)
+
+
+class _BatchNormNd(nn.BatchNorm2d):
+    """Takes inputs of any dimensions, as SyncBatchNorm does."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: ARG002
+        return
+
+
+_PAIRS: Mapping[tuple[int, ...], tuple[type[nn.Module], type[nn.Module]]] = {
+    (1,): (nn.BatchNorm1d, FrozenBatchNorm1d),
+    (2,): (nn.BatchNorm2d, FrozenBatchNorm2d),
+    (3,): (nn.BatchNorm3d, FrozenBatchNorm3d),
+    (1, 2, 3): (_BatchNormNd, FrozenBatchNormNd),
+}
+"""The live and the frozen layer, by the spatial dimensions of the inputs that they take."""
+
+
+def _dims_of(layer: BatchNorm) -> tuple[int, ...]:
+    """Return for inputs of which spatial dimensions a layer is compared."""
+    if layer.spatial_dims is None or layer.takes_any_dims:
+        return (1, 2, 3)
+    return (layer.spatial_dims,)
 
 
 @contextmanager
@@ -105,8 +135,10 @@ def _layer_difference(
     written: WrittenFile, name: str, source: BatchNorm, eps: Eps, tolerance: Tolerance
 ) -> Difference | None:
     shown = name or "the layer"
-    original = nn.BatchNorm2d(source.channels, eps=source.eps.value, affine=_is_affine(source))
-    frozen = FrozenBatchNorm2d(source.channels, eps=eps.value, affine=_is_affine(source))
+    dims, is_affine = _dims_of(source), "weight" in source.tensors
+    live_class, frozen_class = _PAIRS[dims]
+    original: Any = live_class(source.channels, eps=source.eps.value, affine=is_affine)
+    frozen: Any = frozen_class(source.channels, eps=eps.value, affine=is_affine)
     names = written.names()
     for role, stored in source.tensors.items():
         if role == "num_batches_tracked":
@@ -118,14 +150,11 @@ def _layer_difference(
         if tensor.shape != found.shape:
             shapes = f"shape {list(found.shape)} instead of {list(tensor.shape)}"
             return Difference(shown, f"its {role} has {shapes}")
-        is_affine = role in ("weight", "bias")
-        setattr(original, role, nn.Parameter(tensor) if is_affine else tensor)
+        is_parameter = role in ("weight", "bias")
+        setattr(original, role, nn.Parameter(tensor) if is_parameter else tensor)
         setattr(frozen, role, found)
-    return _output_difference(shown, original.eval(), frozen, tolerance, _eps_differs(source, eps))
-
-
-def _is_affine(source: BatchNorm) -> bool:
-    return "weight" in source.tensors
+    outputs = _outputs(original.eval(), frozen, dims)
+    return _output_difference(shown, outputs, tolerance, _eps_differs(source, eps))
 
 
 def _eps_differs(source: BatchNorm, eps: Eps) -> str:
@@ -136,14 +165,10 @@ def _eps_differs(source: BatchNorm, eps: Eps) -> str:
 
 
 def _output_difference(
-    shown: str, original: nn.Module, frozen: FrozenBatchNorm2d, tolerance: Tolerance, problem: str
+    shown: str, outputs: Iterable[tuple[Tensor, Tensor]], tolerance: Tolerance, problem: str
 ) -> Difference | None:
     worst = None
-    for probe, training in _probes(original):
-        frozen.train(training)
-        # Where the layer is narrower, what rounding does to the probe is not its fault.
-        narrowed = probe.to(frozen.running_mean.dtype)
-        expected, found = original(narrowed.to(probe.dtype)), frozen(narrowed)
+    for expected, found in outputs:
         difference = compare(shown, expected, found, tolerance=tolerance, any_nan=True)
         if difference and (worst is None or _size(difference) > _size(worst)):
             worst = difference
@@ -160,18 +185,55 @@ def _size(difference: Difference) -> float:
     return difference.measure.absolute if difference.measure else 0.0
 
 
-def _probes(layer: Any) -> Iterator[tuple[Tensor, bool]]:
-    """Yield inputs of shape (4, C, 4, 4) that cover a layer's statistics, and a training flag."""
+def _outputs(original: Any, frozen: Any, dims: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what both layers give for the same inputs, with gradients and without."""
+    probe = _probe(original)
+    for shaped in (shaped for each in dims for shaped in _SHAPED[each](probe)):
+        for training in (False, True):
+            frozen.train(training)
+            given = shaped.clone().requires_grad_() if training else shaped
+            # Where the layer is narrower, what rounding does to the probe is not its fault.
+            narrowed = given.to(frozen.running_mean.dtype)
+            yield original(narrowed.to(given.dtype)), frozen(narrowed)
+
+
+def _probe(layer: Any) -> Tensor:
+    """Return an input of shape (4, C, 4, 4) that covers a layer's statistics."""
     generator = torch.Generator().manual_seed(0)
     mean = layer.running_mean.double().view(1, -1, 1, 1)
     deviation = layer.running_var.double().clamp(min=0).sqrt().view(1, -1, 1, 1)
     noise = torch.randn(4, mean.numel(), 4, 4, generator=generator, dtype=torch.float64)
     # One image each: near the mean, far out, exactly at it, and without regard to it.
     spread = torch.tensor([1.0, 30.0, 0.0, 1.0], dtype=torch.float64).view(4, 1, 1, 1)
-    probe = mean + deviation * noise * spread
+    probe: Tensor = mean + deviation * noise * spread
     probe[3] = noise[3]
-    probe = probe.to(layer.running_mean.dtype)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        formatted = probe.contiguous(memory_format=memory_format)
-        yield formatted, False
-        yield formatted.clone().requires_grad_(), True
+    return probe.to(layer.running_mean.dtype)
+
+
+def _shaped_1d(probe: Tensor) -> Iterator[Tensor]:
+    """Yield (4, C, 16), the same with the channels last in memory, and (64, C)."""
+    flat = probe.flatten(2)
+    last = flat.transpose(1, 2).contiguous()
+    yield flat
+    yield last.transpose(1, 2)
+    yield last.flatten(0, 1)
+
+
+def _shaped_2d(probe: Tensor) -> Iterator[Tensor]:
+    """Yield (4, C, 4, 4) in both memory formats."""
+    yield probe
+    yield probe.contiguous(memory_format=torch.channels_last)
+
+
+def _shaped_3d(probe: Tensor) -> Iterator[Tensor]:
+    """Yield (4, C, 4, 2, 2) in both memory formats."""
+    deep = probe.view(*probe.shape[:3], 2, 2)
+    yield deep
+    yield deep.contiguous(memory_format=torch.channels_last_3d)
+
+
+_SHAPED: Mapping[int, Callable[[Tensor], Iterator[Tensor]]] = {
+    1: _shaped_1d,
+    2: _shaped_2d,
+    3: _shaped_3d,
+}

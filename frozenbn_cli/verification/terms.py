@@ -19,6 +19,7 @@ class VerifyOptions(RunOptions):
         eps: Of every layer whose eps the original does not hold; None takes what the converted
             file states.
         selection: Which layers have to be frozen.
+        dims: Of how many spatial dimensions; None takes what the converted file's record says.
         atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
         rtol: As above.
         summarize: Sum up the numbers of each layer, for a report that draws them.
@@ -27,6 +28,7 @@ class VerifyOptions(RunOptions):
     key: str | None = None
     eps: float | None = None
     selection: Selection = field(default_factory=Selection)
+    dims: tuple[int, ...] | None = None
     atol: float = 0.0
     rtol: float = 0.0
     summarize: bool = False

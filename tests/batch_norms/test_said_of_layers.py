@@ -43,7 +43,7 @@ def test_what_is_unknown_is_frozen_with_a_note(file: Path) -> None:
 
 
 def test_given_dimensions_count_for_more_than_what_weights_prove(file: Path) -> None:
-    found = plans(file, dims=(("data_bn", 1), ("norm", 2)))
+    found = plans(file, dims_of=(("data_bn", 1), ("norm", 2)))
 
     assert found["data_bn"].reason == "BatchNorm1d"
     assert found["norm"].action == "freeze"
@@ -59,7 +59,7 @@ def test_to_include_a_layer_by_its_name_says_that_it_is_2d(file: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"dims": (("neck", 1),)}, "of 'neck', which is no BatchNorm layer"),
+        ({"dims_of": (("neck", 1),)}, "of 'neck', which is no BatchNorm layer"),
         ({"state": "live"}, "said to be live, and the file tells it of every layer"),
     ],
 )
@@ -72,7 +72,7 @@ def test_refuses_dimensions_of_a_layer_whose_class_is_read(tmp_path: Path) -> No
     path = save(tmp_path / "a.pt", nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)))
 
     with pytest.raises(UsageError, match="it is known that there are 2"):
-        plans(path, dims=(("1", 1),))
+        plans(path, dims_of=(("1", 1),))
 
 
 def test_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,11 +88,11 @@ def test_what_is_said_is_in_the_record_and_only_then(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", small_state())
 
     silent = ConvertOptions().deciding("safetensors")
-    said = ConvertOptions(selection=Selection(dims=(("bn1", 2),))).deciding("safetensors")
+    said = ConvertOptions(selection=Selection(dims_of=(("bn1", 2),))).deciding("safetensors")
 
     assert "dims_of" not in silent
     assert said["dims_of"] == {"bn1": 2}
-    assert convert_file(path, options=ConvertOptions(selection=Selection(dims=(("bn1", 2),))))
+    assert convert_file(path, options=ConvertOptions(selection=Selection(dims_of=(("bn1", 2),))))
 
 
 def test_a_model_with_another_layer_does_not_load_it(tmp_path: Path) -> None:

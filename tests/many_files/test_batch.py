@@ -278,6 +278,7 @@ class TestSkippingExisting:
             ({"force_unhealthy": True}, "force_unhealthy"),
             ({"model": ModelTarget("torchvision.models:resnet18")}, "model"),
             ({"key": "model"}, "key"),
+            ({"dims": (1, 2, 3)}, "dims"),
         ],
     )
     def test_other_options_do_not_count(
@@ -287,6 +288,15 @@ class TestSkippingExisting:
 
         assert result.exit_code == 2
         assert f"does not count: it was made with another {name}. Pass --force" in str(result.error)
+
+    @pytest.mark.parametrize("change", [{"dims": (1, 2, 3)}, {"add_prefix": "net."}])
+    def test_options_that_are_no_longer_given_do_not_count(
+        self, good: Path, change: dict[str, Any]
+    ) -> None:
+        assert self.again(good, replace(FAST, **change, force=True)).state == "done"
+
+        said = f"does not count: it was made with another {next(iter(change))}."
+        assert said in str(self.again(good).error)
 
     def test_what_decides_nothing_is_no_other_option(self, good: Path) -> None:
         same = replace(FAST, seed=5, runs=2, to="safetensors", trust=True)
