@@ -17,9 +17,11 @@ from frozenbn_cli.selection import Selection
 
 __all__ = [
     "check_dims",
+    "check_dims_of",
     "check_finite",
     "check_model_arguments",
     "check_shapes",
+    "parse_dims",
     "parse_model",
     "parse_selection",
     "parse_shapes",
@@ -43,7 +45,19 @@ def check_shapes(shapes: list[str] | None) -> list[str] | None:
     return shapes
 
 
-def check_dims(texts: list[str] | None) -> list[str] | None:
+def check_dims(text: str | None) -> str | None:
+    """Refuse text that lists no spatial dimensions."""
+    if text is not None and not re.fullmatch(r"[123]d?(,[123]d?)*", text):
+        raise typer.BadParameter(f"{text!r} is no list of 1, 2 and 3, such as 1,2,3")
+    return text
+
+
+def parse_dims(text: str | None) -> tuple[int, ...] | None:
+    """Return spatial dimensions as numbers, from the text of ``--dims``."""
+    return tuple(int(part[0]) for part in text.split(",")) if text else None
+
+
+def check_dims_of(texts: list[str] | None) -> list[str] | None:
     """Refuse text that is no layer with its dimensions."""
     for text in texts or ():
         if not re.fullmatch(r".*=[123]d", text, re.DOTALL):

@@ -24,6 +24,7 @@ from frozenbn_cli import (
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints import open_checkpoint
+from frozenbn_cli.cli.app import run
 from frozenbn_cli.errors import NothingToFreezeError, UsageError
 from frozenbn_cli.nn import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from tests.builders.files import save
@@ -370,3 +371,41 @@ def test_never_formed_statistics_of_other_dimensions_stop_it_too(tmp_path: Path)
 
     with pytest.raises(Exception, match="never formed statistics in 1 of 1"):
         converted(path)
+
+
+class TestOnTheCommandLine:
+    def test_inspect_convert_and_verify(
+        self, path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["inspect", str(path), "--json"]) == 0
+        assert "--dims 1,2,3 freezes them too" in capsys.readouterr().out
+        assert run(["inspect", str(path), "--dims", "1,2,3"]) == 0
+        assert "would freeze 5 of 5 layers" in capsys.readouterr().out
+        assert run(["convert", str(path), "--dims", "1,2,3", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert {layer["name"]: layer["spatial_dims"] for layer in document["layers"]} == {
+            "first": None,
+            "clip.1": 3,
+            "image.1": 2,
+            "points.1": 1,
+            "head.1": 1,
+        }
+        output = document["output"]["path"]
+        assert run(["verify", str(path), output]) == 0
+        assert run(["verify", str(path), output, "--dims", "2"]) == 1
+
+    @pytest.mark.parametrize("text", ["", "4", "1,,2", "1 2", "2,"])
+    def test_refuses_what_lists_no_dimensions(
+        self, path: Path, text: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["inspect", str(path), "--dims", text]) == 2
+        assert "is no list of 1, 2 and 3, such as 1,2,3" in capsys.readouterr().err
+
+    def test_many_files(self, path: Path, tmp_path: Path) -> None:
+        convert = ["convert", str(path), "--output-dir", str(tmp_path / "out"), "--no-verify", "-q"]
+
+        assert run([*convert, "--dims", "3,1", "--jobs", "1"]) == 0
+
+        (output,) = (tmp_path / "out").iterdir()
+        assert record(output).dims == (1, 3)
+        assert set(record(output).layers) == {"clip.1", "points.1", "head.1"}

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from frozenbn_cli.cli.option_values import check_dims, check_finite, parse_selection
+from frozenbn_cli.cli.option_values import (
+    check_dims,
+    check_dims_of,
+    check_finite,
+    parse_dims,
+    parse_selection,
+)
 from frozenbn_cli.selection import Selection
 
 __all__ = ["ForceUnhealthy", "LayerArguments", "NoRecognise"]
@@ -55,7 +61,7 @@ class LayerArguments:
             metavar="PATTERN",
             help="Freeze only layers whose name matches this pattern, such as 'backbone.*', or "
             "that lie in the module of this name; to name a layer says that it is a BatchNorm2d, "
-            "where the file does not. Repeatable.",
+            "where the file does not (or what --dims alone asks for). Repeatable.",
             show_default=False,
             rich_help_panel=_LAYERS,
         ),
@@ -70,6 +76,17 @@ class LayerArguments:
             rich_help_panel=_LAYERS,
         ),
     ] = None
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Freeze layers of these spatial dimensions: '1,2,3' takes in BatchNorm1d and 3d. "
+            "BatchNorm2d alone if not given; 'verify' goes by what the converted file says then.",
+            show_default=False,
+            callback=check_dims,
+            rich_help_panel=_LAYERS,
+        ),
+    ] = None
     dims_of: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,7 +94,7 @@ class LayerArguments:
             help="Say that a layer is a BatchNorm1d, 2d or 3d where the file does not prove it: "
             "'neck.bn=1d'. Repeatable.",
             show_default=False,
-            callback=check_dims,
+            callback=check_dims_of,
             rich_help_panel=_LAYERS,
         ),
     ] = None
@@ -97,6 +114,11 @@ class LayerArguments:
             rich_help_panel=_LAYERS,
         ),
     ] = False
+
+    @property
+    def chosen_dims(self) -> tuple[int, ...] | None:
+        """The spatial dimensions of the layers that are meant; None where none are chosen."""
+        return parse_dims(self.dims)
 
     @property
     def selection(self) -> Selection:
