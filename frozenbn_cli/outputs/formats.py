@@ -41,8 +41,10 @@ class FormatFacts:
 
 FORMATS: Mapping[OutputFormat, FormatFacts] = {
     "safetensors": FormatFacts("a state dict", (".safetensors",)),
-    "torch": FormatFacts("a state dict for torch.load", (".pt", ".pth", ".bin", ".ckpt")),
-    "torchscript": FormatFacts("an archive for torch.jit.load", (".pt", ".pth")),
+    "torch": FormatFacts("a state dict for torch.load", (".pt", ".pth", ".bin", ".ckpt", ".tar")),
+    "torchscript": FormatFacts(
+        "an archive for torch.jit.load", (".pt", ".pth", ".ts", ".torchscript", ".jit")
+    ),
 }
 """Of formats that may have the same name, the first is written where the input decides nothing."""
 
@@ -50,8 +52,8 @@ BY_KIND: tuple[OutputFormat, ...] = ("safetensors", "torchscript")
 """What inputs may become where nobody says what."""
 
 _INPUT_SUFFIXES = {
-    ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".safetensors", ".weights", ".index",
-    ".json",
+    ".pt", ".pth", ".bin", ".ckpt", ".tar", ".ts", ".torchscript", ".jit", ".pkl", ".model",
+    ".safetensors", ".weights", ".index", ".json",
 }  # fmt: skip
 
 

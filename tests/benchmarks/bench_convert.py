@@ -76,7 +76,7 @@ def main() -> None:
 def _compare(
     path: Path, title: str, options: Sequence[str], plain: tuple[str, str], quick: bool
 ) -> None:
-    output = path.with_suffix(".out")
+    output = path.with_name(f"{path.stem}_frozen")
     convert = (*FROZENBN, "convert", str(path), "-o", str(output), "--quiet", *options)
     plain_name, plain_script = plain
     commands = {

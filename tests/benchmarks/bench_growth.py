@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _measure(path: Path, runs: int) -> dict[str, Measured]:
-    output = path.with_suffix(".out")
+    output = path.with_name(f"{path.stem}_frozen")
     convert = (*FROZENBN, "convert", str(path), "-o", str(output), "--quiet")
     commands = {
         "frozenbn inspect": (*FROZENBN, "inspect", str(path)),

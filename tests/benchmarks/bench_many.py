@@ -79,7 +79,7 @@ def _rows(files: Sequence[Path], output: Path, jobs: int, options: Sequence[str]
 
     def each() -> None:
         for path in some:
-            subprocess.run([*convert, path, "-o", output / path.name], check=True)
+            subprocess.run([*convert, path, "-o", output / f"{path.stem}.safetensors"], check=True)
 
     def together(jobs: int) -> None:
         command = [*convert, files[0].parent, "--output-dir", output, "--jobs", str(jobs)]

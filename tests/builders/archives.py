@@ -84,7 +84,9 @@ def code(path: Path) -> str:
 
 
 def convert(path: Path, **options: Any) -> tuple[ConversionResult, Path]:
-    result = convert_file(path, path.with_suffix(".out"), options=ConvertOptions(**options))
+    result = convert_file(
+        path, path.with_name(f"{path.stem}_frozen"), options=ConvertOptions(**options)
+    )
     return result, result.output_path
 
 
@@ -143,7 +145,9 @@ def assert_freezes(
     _assert_untouched(path, output)
     _assert_saves_again(after, output, inputs)
     with pytest.raises(NothingToFreezeError):
-        convert_file(output, output.with_suffix(".twice"), options=ConvertOptions(**options))
+        convert_file(
+            output, output.with_name(f"{output.name}_twice"), options=ConvertOptions(**options)
+        )
     return output
 
 
@@ -226,7 +230,7 @@ def _assert_untouched(before: Path, after: Path) -> None:
 
 
 def _assert_saves_again(model: Any, output: Path, inputs: tuple[Any, ...]) -> None:
-    again = output.with_suffix(".again")
+    again = output.with_name(f"{output.name}_again")
     with torchscript_allowed():
         torch.jit.save(model, again)
     assert_same_bits(run(load(again), inputs), run(model, inputs))

@@ -46,7 +46,9 @@ def under(prefix: str, state: Mapping[str, Tensor] | None = None) -> State:
 
 
 def names_of(path: Path, **options: Any) -> set[str]:
-    result = convert_file(path, path.with_suffix(".out"), options=ConvertOptions(**options))
+    result = convert_file(
+        path, path.with_name(f"{path.stem}_frozen"), options=ConvertOptions(**options)
+    )
     return set(load_file(result.output_path))
 
 

@@ -601,7 +601,7 @@ class TestVerification:
         path = self.path(tmp_path, TwoInputs())
 
         assert self.model_claim(path)[0] == "not verified"
-        path.with_suffix(".out").unlink()
+        path.with_name(f"{path.stem}_frozen").unlink()
         status, detail = self.model_claim(path, input_shapes=((1, 3, 9, 9), (1, 4, 7, 7)))
 
         assert status == "equal"
@@ -635,7 +635,7 @@ class TestVerification:
         rewrite_records(path, calls_another)
 
         untrusted = self.model_claim(path)
-        path.with_suffix(".out").unlink()
+        path.with_name(f"{path.stem}_frozen").unlink()
         trusted = self.model_claim(path, trust=True)
 
         reason = "its code has ops.acme.conv2d; --trust runs it all the same"
@@ -662,7 +662,7 @@ class TestVerification:
         assert status == "not verified"
         assert "its code has torch.save; --trust runs it all the same" in detail
         assert not marker.exists()
-        path.with_suffix(".out").unlink()
+        path.with_name(f"{path.stem}_frozen").unlink()
         assert self.model_claim(path, trust=True)[0] == "equal"
         assert marker.exists()
 

@@ -327,7 +327,7 @@ class TestToTorchScript:
         assert names["1"].original_name == "FrozenBatchNorm2d"
         assert names["4"].original_name == "BatchNorm2d"
         with pytest.raises(NothingToFreezeError):
-            convert_file(self.convert(path, model=small).output_path, path.with_suffix(".twice"))
+            convert_file(self.convert(path, model=small).output_path, path.with_name("twice"))
 
     def test_a_dry_run_makes_nothing(self, path: Path) -> None:
         assert self.convert(path, model=small, dry_run=True).outcome == "planned"
