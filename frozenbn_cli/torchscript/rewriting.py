@@ -37,10 +37,7 @@ __all__ = ["Rewriting", "rewrite"]
 
 _COUNT = "num_batches_tracked"
 _AFFINE = ("weight", "bias")
-_PLAIN = {
-    "torch.nn.modules.batchnorm.BatchNorm2d",
-    "torch.nn.modules.batchnorm.SyncBatchNorm",
-}
+_SYNCHRONISED = "torch.nn.modules.batchnorm.SyncBatchNorm"
 _MANGLE = re.compile(r"___torch_mangle_(\d+)")
 
 
@@ -360,11 +357,8 @@ class _Rewriter:
 
 
 def _frozen_home(old: str) -> tuple[str, str]:
-    type_name = type_name_of(old)
-    name = old.rpartition(".")[2]
-    return "__torch__.frozenbn_cli.nn", (
-        "FrozenBatchNorm2d" if type_name in _PLAIN else f"Frozen{name}"
-    )
+    name = "BatchNormNd" if type_name_of(old) == _SYNCHRONISED else old.rpartition(".")[2]
+    return "__torch__.frozenbn_cli.nn", f"Frozen{name}"
 
 
 def _class_text(source: ClassSource, spans: Iterable[Span]) -> bytes:

@@ -145,7 +145,7 @@ class TestCases:
 
         output = assert_freezes(path, IMAGE, frozen={"rest.0"})
 
-        assert types(output)["rest.0"].endswith(".FrozenBatchNorm2d")
+        assert types(output)["rest.0"].endswith(".FrozenBatchNormNd")
 
     @BOTH
     def test_names_composites_after_their_class(self, tmp_path: Path, how: str) -> None:
