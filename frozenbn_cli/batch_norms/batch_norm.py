@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from frozenbn_cli.architectures import RecognisedLayer, recognise
@@ -157,7 +157,7 @@ def find_batch_norms(
         facts = facts_of[name]
         # Code that uses several says more than a name.
         recognised = None if facts.eps_is_unsettled else known.get(name)
-        dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), None
+        dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), facts.dims_source
         dims = dims or (frozen_dims or {}).get(name)
         if dims is None and recognised and recognised.spatial_dims:
             dims, source = recognised.spatial_dims, str(recognised.match.firsts[0])
@@ -180,7 +180,29 @@ def find_batch_norms(
                 oddity=_unread(name, state_dict.unsupported) or _oddity(name, tensors, entries),
             )
         )
-    return layers
+    return _like_their_siblings(layers)
+
+
+def _like_their_siblings(layers: list[BatchNorm]) -> list[BatchNorm]:
+    """Return the layers, of unknown dimensions as the others of their class, if these agree."""
+    siblings: dict[str | None, dict[int, BatchNorm]] = {}
+    for layer in layers:
+        if layer.spatial_dims is not None:
+            siblings.setdefault(layer.type_name, {}).setdefault(layer.spatial_dims, layer)
+    return [
+        replace(
+            layer,
+            spatial_dims=sibling.spatial_dims,
+            dims_source=f"{sibling.name}, of the same class",
+        )
+        if layer.spatial_dims is None
+        and layer.type_name is not None
+        and not layer.takes_any_dims
+        and len(known := siblings.get(layer.type_name, {})) == 1
+        and (sibling := next(iter(known.values())))
+        else layer
+        for layer in layers
+    ]
 
 
 def _has_mean(tensors: Mapping[Role, StoredTensor]) -> bool:

@@ -40,6 +40,7 @@ class LayerFacts:
             for all that are.
         always_batch_statistics: Whether the code normalises with batch statistics for good.
         spatial_dims: 2 where the code or the model shows a BatchNorm2d, 1 or 3 for its siblings.
+        dims_source: What shows that, where the layer's own code and class do not.
         takes_any_dims: Whether it takes inputs of any dimensions, as SyncBatchNorm does.
         eps_is_recognised: Whether eps is that of a model which nobody named.
         shares_with: The layers that it shares tensors with, where they stay shared in the output;
@@ -58,6 +59,7 @@ class LayerFacts:
     live: str | None = None
     always_batch_statistics: bool = False
     spatial_dims: int | None = None
+    dims_source: str | None = None
     shares_with: frozenset[str] = frozenset()
     takes_any_dims: bool = False
     eps_is_recognised: bool = False

@@ -13,6 +13,7 @@ from frozenbn_cli.containers.source import ByteSource, Extent
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call
+from frozenbn_cli.torchscript.dims_by_use import dims_by_use
 from frozenbn_cli.torchscript.script_archive import (
     STATISTICS,
     ScriptArchive,
@@ -31,6 +32,8 @@ METADATA_KEY = "frozenbn.conversion"
 """Where a file carries the record of its conversion."""
 
 _STATISTICS_AND_AFFINE = ("weight", "bias", "running_mean", "running_var")
+_WELL_NAMED = ("torch.nn.", "timm.", "frozenbn_cli.nn.")
+_USE = "the code that uses it"
 _DIMS_IN_NAME = re.compile(r"(?<!\d)([123])[dD](?![a-z])")
 _FOLDED = "torch.jit.freeze has folded its layers into the code; convert what it was made of."
 
@@ -118,7 +121,7 @@ def _all_facts(script: ScriptArchive) -> dict[str, LayerFacts]:
         )
         for module in layers
     }
-    _settle_dimensions(facts)
+    _settle_dimensions(script, layers, facts)
     for module in script.all_modules:
         if module.restorer and (_is_layer(module) or module.source.mentions(b"batch_norm")):
             facts[module.name] = _restored_facts(module)
@@ -135,22 +138,24 @@ def _incomplete(module: ScriptModule) -> str | None:
     return f"{module.type_name} normalises by a {there[0]} alone, and is no BatchNorm"
 
 
-def _settle_dimensions(facts: dict[str, LayerFacts]) -> None:
-    """Give layers whose code checks no dimensions those of their siblings, or of their name.
+def _settle_dimensions(
+    script: ScriptArchive, layers: Iterable[ScriptModule], facts: dict[str, LayerFacts]
+) -> None:
+    """Give layers whose code checks no dimensions those that their class or their use shows.
 
     A trace and a class of the user's often check none.
     """
-    known: dict[str | None, set[int | None]] = {}
-    for found in facts.values():
-        if found.spatial_dims is not None:
-            known.setdefault(found.type_name, set()).add(found.spatial_dims)
-    for name, found in facts.items():
-        if found.spatial_dims is None:
-            siblings = known.get(found.type_name, set())
-            named = _DIMS_IN_NAME.search((found.type_name or "").rpartition(".")[2])
-            dims = int(named[1]) if named else None
-            dims = siblings.pop() if len(siblings) == 1 else dims
-            facts[name] = replace(found, spatial_dims=dims)
+    open_ones = [layer for layer in layers if facts[layer.name].spatial_dims is None]
+    unnamed = {
+        id(layer.value) for layer in open_ones if not layer.type_name.startswith(_WELL_NAMED)
+    }
+    used = dims_by_use(script, unnamed) if unnamed else {}
+    for layer in open_ones:
+        named = _DIMS_IN_NAME.search(layer.type_name.rpartition(".")[2])
+        by_use = used.get(id(layer.value))
+        dims = by_use or (int(named[1]) if named else None)
+        source = _USE if by_use else None
+        facts[layer.name] = replace(facts[layer.name], spatial_dims=dims, dims_source=source)
 
 
 def _restored_facts(module: ScriptModule) -> LayerFacts:
