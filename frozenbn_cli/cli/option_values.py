@@ -21,6 +21,7 @@ __all__ = [
     "check_finite",
     "check_model_arguments",
     "check_shapes",
+    "parse_claims",
     "parse_dims",
     "parse_model",
     "parse_selection",
@@ -127,3 +128,8 @@ def _json_or_text(text: str) -> Any:
 def parse_shapes(shapes: list[str] | None) -> tuple[tuple[int, ...], ...]:
     """Return shapes as numbers, from the text of ``--input-shape``."""
     return tuple(tuple(map(int, text.split("x"))) for text in shapes or ())
+
+
+def parse_claims(text: str | None) -> tuple[str, ...]:
+    """Return the names in the text of ``--require``."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

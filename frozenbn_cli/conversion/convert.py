@@ -18,11 +18,9 @@ from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
+from frozenbn_cli.conversion.refusing import refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
-    NothingToFreezeError,
-    RefusedError,
-    UnhealthyStatisticsError,
     UsageError,
     VerificationError,
     located,
@@ -40,11 +38,10 @@ from frozenbn_cli.outputs import (
     default_output,
     format_of,
 )
-from frozenbn_cli.selection import checked_dims
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.claims import Claim, ClaimName
+from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
 from frozenbn_cli.version import __version__, torch_version
 
 if TYPE_CHECKING:
@@ -52,10 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
-_CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
 _SKIPPED = "skipped by --no-verify"
-_OUR_BUG = "Please report this as a bug of frozenbn."
 
 
 def convert_file(
@@ -153,7 +148,7 @@ class _Conversion:
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
         )
-        self._refuse(planned)
+        refuse_plan(planned, self._checkpoint, self._options)
         if self._options.dry_run:
             return planned
         with self._output as output:
@@ -216,25 +211,6 @@ class _Conversion:
         kept = {f"{name}.num_batches_tracked" for name in self._rewriting.kept_counts}
         return replace(plan, edits=tuple(edit for edit in plan.edits if edit.entry not in kept))
 
-    def _refuse(self, planned: ConversionResult) -> None:
-        """Raise where the plan itself says that nothing should be written."""
-        plan = planned.plan
-        error: RefusedError
-        if plan.broken and not self._options.force_unhealthy:
-            error = _unhealthy(plan, self._place)
-            error.result = replace(planned, outcome="unhealthy")
-            raise error
-        if not plan.frozen:
-            meant = " or ".join(f"BatchNorm{n}d" for n in sorted(checked_dims(self._options.dims)))
-            what = f"no {meant} to freeze" if plan.layers else "no BatchNorm in it"
-            advice = plan.advice or self._checkpoint.advice
-            reasons = (*planned.left_out.values(), *(item.reason for item in plan.layers))
-            if any("quantised" in (reason or "") for reason in reasons):
-                advice = "Its tensors are quantised; convert the model as it was before that."
-            error = NothingToFreezeError(what, where=(self._place,), advice=advice)
-            error.result = replace(planned, outcome="nothing to freeze")
-            raise error
-
     def _convert(
         self, planned: ConversionResult, part: StateDict, output: AtomicOutput
     ) -> ConversionResult:
@@ -248,7 +224,7 @@ class _Conversion:
         self._checkpoint.check_unchanged()
         digest = str(record.source["sha256"])
         result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
-        _refuse_difference(result)
+        refuse_claims(result)
         record = record.found(
             RecordedClaim.cut(claim.name, claim.status, claim.detail) for claim in claims
         )
@@ -367,13 +343,13 @@ class _Conversion:
             __version__, source, layers, (), deciding, recognised, dims_of=dims_of
         )
         record = replace(record, date=self._options.date_text, torch=torch_version())
-        return replace(record, verified=_CLAIMS, claims=tuple(map(RecordedClaim.longest, _CLAIMS)))
+        return replace(record, verified=CLAIMS, claims=tuple(map(RecordedClaim.longest, CLAIMS)))
 
     def _verify(
         self, written: Path, kept: Mapping[str, StoredTensor], part: StateDict, plan: Plan
     ) -> tuple[Claim, ...]:
         if not self._options.verify:
-            return tuple(Claim(name, "not verified", _SKIPPED) for name in _CLAIMS)
+            return tuple(Claim(name, "not verified", _SKIPPED) for name in CLAIMS)
         verification = import_quietly("frozenbn_cli.verification.output")
         claims: tuple[Claim, ...]
         with located(self._place):
@@ -391,7 +367,7 @@ class _Conversion:
                 self._options,
                 self._stages.counter,
             )
-        return claims
+        return with_required(claims, self._options.require)
 
     def _hashed(self, output: AtomicOutput) -> str:
         """Return the sha256 of the output, which is known when its last byte is: its record."""
@@ -407,30 +383,6 @@ class _Conversion:
     @property
     def _added(self) -> frozenset[str]:
         return self._made.added if self._made else frozenset()
-
-
-def _unhealthy(plan: Plan, place: str) -> UnhealthyStatisticsError:
-    count = f"{len(plan.broken)} of {len(plan.layers)} BatchNorm layers"
-    if not plan.forceable:
-        advice = "Freeze the others with --exclude." if plan.frozen else ""
-        return UnhealthyStatisticsError(f"{count} cannot be frozen", where=(place,), advice=advice)
-    return UnhealthyStatisticsError(
-        f"broken or never formed statistics in {count}",
-        where=(place,),
-        advice="Freeze the others with --exclude, or all with --force-unhealthy.",
-    )
-
-
-def _refuse_difference(result: ConversionResult) -> None:
-    for claim in result.claims:
-        if claim.status == "different":
-            error = VerificationError(
-                f"{claim.name}: {claim.detail}",
-                where=(str(result.output_path),),
-                advice=f"Nothing was written. {claim.advice or _OUR_BUG}",
-            )
-            error.result = replace(result, outcome="different")
-            raise error
 
 
 def _check_record(path: Path, names: Set[str], record: ConversionRecord) -> None:

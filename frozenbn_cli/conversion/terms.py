@@ -18,7 +18,7 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection, checked_dims
-from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.claims import Claim, ClaimName, check_required
 
 __all__ = ["ConversionResult", "ConvertOptions"]
 
@@ -44,6 +44,7 @@ class ConvertOptions(RunOptions):
         force_unhealthy: Freeze also statistics that are broken or were never formed.
         dry_run: Plan, and write nothing.
         verify: Check the written file before it gets its name.
+        require: The claims that have to be found equal, or nothing is written.
         summarize: Sum up the numbers of each layer, for a report that draws them.
         hash_output: Take the sha256 of the output too, for a report that names it.
         date: When the conversion was begun, which the output's record tells; now if None.
@@ -62,12 +63,16 @@ class ConvertOptions(RunOptions):
     force_unhealthy: bool = False
     dry_run: bool = False
     verify: bool = True
+    require: tuple[ClaimName, ...] = ()
     summarize: bool = False
     hash_output: bool = False
     date: datetime | None = None
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
+        check_required(self.require)
+        if self.require and not self.verify:
+            raise UsageError("claims are required, and nothing is to be verified")
         if self.to is not None and self.to not in FORMATS:
             raise UsageError(f"format {self.to!a}", expected=" or ".join(FORMATS))
         if self.eps is not None and not 0 <= self.eps < math.inf:
@@ -126,7 +131,8 @@ class ConversionResult:
 
     Attributes:
         outcome: ``converted``, ``planned`` in a dry run, ``unhealthy`` where statistics stopped
-            it, ``nothing to freeze``, or ``different`` where the verification failed.
+            it, ``nothing to freeze``, ``different`` where the verification failed, or ``not
+            verified`` where a claim is that was required.
         input_path: The file that was read.
         kind: What it holds.
         container: How it is stored.
@@ -155,7 +161,9 @@ class ConversionResult:
         seconds: The time of each stage.
     """
 
-    outcome: Literal["converted", "planned", "unhealthy", "nothing to freeze", "different"]
+    outcome: Literal[
+        "converted", "planned", "unhealthy", "nothing to freeze", "different", "not verified"
+    ]
     input_path: Path
     kind: str
     container: str

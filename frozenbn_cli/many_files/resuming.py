@@ -74,6 +74,8 @@ def _obstacle(
         return f"it was made with another {differing[0]}"
     if options.verify and not record.verified:
         return "it was not verified"
+    if missing := [claim for claim in options.require if claim not in record.verified]:
+        return f"its {missing[0]} was not verified, which is required"
     if record.source.get("size_bytes") != checkpoint.size_bytes:
         return "it was made of another source"
     if record.source.get("sha256") != checkpoint.fingerprint():

@@ -13,7 +13,7 @@ from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_lines
-from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_parts
+from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_words
 from frozenbn_cli.verification.claims import verdict
 
 __all__ = ["describe_conversion"]
@@ -24,6 +24,7 @@ _OUTCOMES: dict[str, tuple[str, Tone]] = {
     "unhealthy": ("not converted: unhealthy statistics", "bad"),
     "nothing to freeze": ("not converted: nothing to freeze", "warn"),
     "different": ("not converted: verification failed", "bad"),
+    "not verified": ("not converted: not verified what is required to be", "warn"),
 }
 
 
@@ -63,10 +64,12 @@ def _verdict(result: ConversionResult, error: FrozenBNError | None) -> Verdict:
     detail = []
     if result.claims:
         tone = VERDICT_TONES[verdict(result.claims)]
-        detail.append("".join((*verdict_parts(result.claims), ".")))
+        detail.append(f"{sentence(str(verdict_words(result.claims)))}.")
     if error:
         detail.append(printable(f"{error.problem}. {error.advice}".rstrip()))
-    if tone == "good" and any(
+    if tone == "good" and any(claim.inputs_were_given for claim in result.claims):
+        tone, words = "warn", f"{words}, but not run on the inputs that were given"
+    elif tone == "good" and any(
         finding.severity == "warning" for item in result.plan.frozen for finding in item.findings
     ):
         tone, words = "warn", f"{words}, with warnings"

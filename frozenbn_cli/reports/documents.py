@@ -166,6 +166,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
     return {
         "name": claim.name,
         "status": claim.status,
+        "required": claim.required,
         "checked": claim.checked,
         "detail": claim.detail,
         "differences": [

@@ -25,7 +25,7 @@ from frozenbn_cli.reports.description import (
 from frozenbn_cli.reports.evidence import evidence
 from frozenbn_cli.reports.grouping import FindingGroup
 from frozenbn_cli.reports.pieces import lean_table, plain_table, separated
-from frozenbn_cli.reports.words import verdict_parts
+from frozenbn_cli.reports.words import verdict_words
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
@@ -303,8 +303,9 @@ def _claims(claims: Iterable[Claim], console: Console) -> Table:
 
 
 def _verdict_line(claims: Sequence[Claim]) -> Text:
-    word, what, open_ = verdict_parts(claims)
-    return Text.assemble((word, _VERDICTS[word]), what, (open_, "yellow"))
+    said = verdict_words(claims)
+    word = (said.word, _VERDICTS[said.word])
+    return Text.assemble((said.first, "bold yellow"), word, said.what, (said.rest, "yellow"))
 
 
 def _steps(sentence: str, lines: str) -> Text:

@@ -12,7 +12,7 @@ from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Ver
 from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows
-from frozenbn_cli.reports.words import by_reason, sentence, size_text, took_text, verdict_parts
+from frozenbn_cli.reports.words import by_reason, sentence, size_text, took_text, verdict_words
 
 if TYPE_CHECKING:
     from frozenbn_cli.verification.files import VerificationResult
@@ -41,9 +41,9 @@ def describe_verification(result: VerificationResult) -> Section:
         notes=tuple(by_reason("live", result.live)),
         layers=layers,
     )
-    word, what, open_ = verdict_parts(result.claims)
+    said = verdict_words(result.claims)
     # After the word itself comes what it is about.
-    detail = f"{what}{open_}".removeprefix(": ") or word.lower()
+    detail = f"{said.first}{said.what.removeprefix(': ')}{said.rest}" or said.word.lower()
     return Section(
         command="verify",
         title=printable(f"{result.original_path.name} and {result.converted_path.name}"),

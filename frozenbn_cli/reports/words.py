@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.verification.claims import Claim, verdict
 
 __all__ = [
+    "VerdictWords",
     "by_reason",
     "count_text",
     "named",
@@ -16,7 +18,7 @@ __all__ = [
     "sentence",
     "size_text",
     "took_text",
-    "verdict_parts",
+    "verdict_words",
 ]
 
 
@@ -72,21 +74,51 @@ def by_reason(title: str, reasons: Mapping[str, str]) -> list[str]:
     return [f"{title}: {named(names)}: {printable(reason)}" for reason, names in by_text.items()]
 
 
-def verdict_parts(claims: Sequence[Claim]) -> tuple[str, str, str]:
-    """Return what claims amount to: PASSED or FAILED, what is so, and what is not verified."""
+@dataclass(frozen=True, slots=True)
+class VerdictWords:
+    """What claims amount to, in the parts of one sentence.
+
+    Attributes:
+        first: What the inputs that the user chose could not tell; empty for all else.
+        word: PASSED, FAILED or NOT VERIFIED.
+        what: What is so.
+        rest: What is not verified, or all the same equal.
+    """
+
+    first: str
+    word: str
+    what: str
+    rest: str
+
+    def __str__(self) -> str:
+        return f"{self.first}{self.word}{self.what}{self.rest}"
+
+
+def verdict_words(claims: Sequence[Claim]) -> VerdictWords:
+    """Return what claims amount to, in words."""
     found = verdict(claims)
     by_status: dict[str, list[str]] = {"equal": [], "different": [], "not verified": []}
     for claim in claims:
         by_status[claim.status].append(claim.name)
+    equal, open_ = by_status["equal"], by_status["not verified"]
     if found == "not verified":
-        return found.upper(), "", ""
-    status = "equal" if found == "passed" else "different"
-    open_ = by_status["not verified"]
-    return (
+        missing = [claim.name for claim in claims if claim.is_missing]
+        what = f": {_joined(missing)}, which {_is(missing)} required" if missing else ""
+        rest = f"; {_joined(equal)} equal" if missing and equal else ""
+        return VerdictWords("", found.upper(), what, rest)
+    given = [claim.name for claim in claims if claim.inputs_were_given]
+    open_ = [name for name in open_ if name not in given]
+    return VerdictWords(
+        f"{_joined(given)} not verified on the inputs that were given; " if given else "",
         found.upper(),
-        f": {_joined(by_status[status])} {status}",
+        f": {_joined(equal if found == 'passed' else by_status['different'])} "
+        f"{'equal' if found == 'passed' else 'different'}",
         f"; {_joined(open_)} not verified" if open_ else "",
     )
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _joined(names: Sequence[str]) -> str:

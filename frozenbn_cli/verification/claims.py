@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Claim", "ClaimName", "Difference", "Measure", "Verdict", "verdict"]
+from frozenbn_cli.errors import UsageError
+
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "ClaimName",
+    "Difference",
+    "Measure",
+    "Verdict",
+    "check_required",
+    "verdict",
+    "with_required",
+]
 
 ClaimName = Literal["contents", "layers", "model"]
+CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 Verdict = Literal["passed", "failed", "not verified"]
 
 # Beyond these they say nothing; between 1 and -1 lie two thousand millions.
@@ -92,6 +105,8 @@ class Claim:
         differences: Every one that was found, in the order of the model; tolerated ones too.
         begins: Where along its layers a model's outputs begin to differ; empty if unknown.
         advice: What to do about a difference that is the model's own; empty for other ones.
+        required: Whether it has to be found equal.
+        inputs_were_given: Whether it is not verified on inputs that the user chose.
     """
 
     name: ClaimName
@@ -101,6 +116,13 @@ class Claim:
     differences: tuple[Difference, ...] = ()
     begins: str = ""
     advice: str = ""
+    required: bool = False
+    inputs_were_given: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is required, and not verified."""
+        return self.required and self.status == "not verified"
 
     @property
     def smallest_atol(self) -> float | None:
@@ -118,9 +140,30 @@ class Claim:
         return largest if largest < math.inf else None
 
 
+def check_required(required: Iterable[str]) -> None:
+    """Refuse what is no claim.
+
+    Raises:
+        UsageError: There is no claim of such a name.
+    """
+    for name in required:
+        if name not in CLAIMS:
+            raise UsageError(f"no claim is called {name!a}", expected=" or ".join(CLAIMS))
+
+
+def with_required(claims: Iterable[Claim], required: Collection[str]) -> tuple[Claim, ...]:
+    """Return claims, with those marked that have to be found equal."""
+    return tuple(replace(claim, required=claim.name in required) for claim in claims)
+
+
 def verdict(claims: Iterable[Claim]) -> Verdict:
-    """Return what claims amount to; those not verified say nothing beside one that is equal."""
+    """Return what claims amount to.
+
+    Those not verified say nothing beside one that is equal, unless they are required.
+    """
+    claims = tuple(claims)
     statuses = {claim.status for claim in claims}
     if "different" in statuses:
         return "failed"
-    return "passed" if "equal" in statuses else "not verified"
+    is_open = "equal" not in statuses or any(claim.is_missing for claim in claims)
+    return "not verified" if is_open else "passed"

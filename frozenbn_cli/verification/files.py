@@ -21,7 +21,7 @@ from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.claims import Claim, Verdict, verdict
+from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import Tolerance
 from frozenbn_cli.verification.freezing import (
@@ -183,7 +183,7 @@ class _Verification:
                 if item.layer.name not in frozen and not item.layer.frozen_already
             },
             tolerance=self._tolerance,
-            claims=(contents, layers, model),
+            claims=with_required((contents, layers, model), options.require),
             summaries=summaries_of(plan) if options.summarize else {},
             seconds=self._stages.seconds,
         )

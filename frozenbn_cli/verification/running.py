@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,8 @@ def verify_model(
     try:
         runs = _find_runs(before, options)
         if isinstance(runs, str):
-            return _not_verified(runs)
+            were_given = bool(options.input_shapes or options.inputs)
+            return replace(_not_verified(runs), inputs_were_given=were_given)
         return _Comparison(before, after, list(frozen), runs, tolerance).run()
     except _LoadingError as error:
         return _not_verified(f"PyTorch cannot load the input here: {error.first}")

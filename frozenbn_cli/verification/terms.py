@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.verification.claims import ClaimName, check_required
 
 __all__ = ["VerifyOptions"]
 
@@ -22,6 +23,7 @@ class VerifyOptions(RunOptions):
         dims: Of how many spatial dimensions; None takes what the converted file's record says.
         atol: How far values may lie apart: |after - before| <= atol + rtol * |before|.
         rtol: As above.
+        require: The claims that have to be found equal, or the verdict is no ``passed``.
         summarize: Sum up the numbers of each layer, for a report that draws them.
     """
 
@@ -31,4 +33,9 @@ class VerifyOptions(RunOptions):
     dims: tuple[int, ...] | None = None
     atol: float = 0.0
     rtol: float = 0.0
+    require: tuple[ClaimName, ...] = ()
     summarize: bool = False
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        check_required(self.require)

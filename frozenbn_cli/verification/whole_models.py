@@ -88,6 +88,7 @@ def claim_of(told_claim: Mapping[str, Any]) -> Claim:
         int(told_claim["checked"]),
         tuple(map(_difference, told_claim["differences"])),
         _text(told_claim["begins"]),
+        inputs_were_given=bool(told_claim["inputs_were_given"]),
     )
 
 

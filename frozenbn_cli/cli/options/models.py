@@ -12,6 +12,7 @@ from frozenbn_cli.cli.option_values import (
     check_finite,
     check_model_arguments,
     check_shapes,
+    parse_claims,
     parse_model,
     parse_shapes,
 )
@@ -75,7 +76,7 @@ class ModelArguments:
 
 @dataclass(frozen=True, slots=True)
 class RunArguments:
-    """What a model is run on."""
+    """What a model is run on, and what has to come of it."""
 
     input_shape: Annotated[
         list[str] | None,
@@ -134,6 +135,16 @@ class RunArguments:
             rich_help_panel=_VERIFICATION,
         ),
     ] = False
+    require: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLAIMS",
+            help="The claims that have to be found equal: 'contents', 'layers' and 'model', with "
+            "commas between. Where one is not verified, nothing is written; exit code 1.",
+            show_default=False,
+            rich_help_panel=_VERIFICATION,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +177,7 @@ class ToleranceArguments:
 
 
 def run_options(model: ModelArguments, run: RunArguments) -> dict[str, Any]:
-    """Return what all commands that run a model tell the library, as ``RunOptions`` has it."""
+    """Return what commands that verify have in common, as the library names it."""
     return {
         "model": model.target,
         "input_shapes": parse_shapes(run.input_shape),
@@ -174,5 +185,6 @@ def run_options(model: ModelArguments, run: RunArguments) -> dict[str, Any]:
         "seed": run.seed,
         "runs": run.runs,
         "timeout": run.timeout,
+        "require": parse_claims(run.require),
         "trust": run.trust,
     }
