@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,18 @@ from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Ver
 from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows
-from frozenbn_cli.reports.words import by_reason, sentence, size_text, took_text, verdict_words
+from frozenbn_cli.reports.words import (
+    by_reason,
+    named,
+    sentence,
+    size_text,
+    took_text,
+    verdict_words,
+)
 
 if TYPE_CHECKING:
     from frozenbn_cli.verification.files import VerificationResult
+    from frozenbn_cli.verification.recorded import Recorded
 
 __all__ = ["describe_verification"]
 
@@ -38,7 +46,7 @@ def describe_verification(result: VerificationResult) -> Section:
     part = Part(
         facts=layer_facts(result.plan, len(result.frozen)),
         findings=tuple(finding_groups(result.plan)),
-        notes=tuple(by_reason("live", result.live)),
+        notes=tuple(_notes(result)),
         layers=layers,
     )
     said = verdict_words(result.claims)
@@ -54,6 +62,43 @@ def describe_verification(result: VerificationResult) -> Section:
         claims=result.claims,
         parts=(part,),
     )
+
+
+def _notes(result: VerificationResult) -> list[str]:
+    lines = by_reason("live", result.live)
+    if said := recorded_words(result.recorded):
+        lines.insert(0, f"from the record of the converted file: {'; '.join(said)}")
+    if result.swapped:
+        lines.append(
+            "in the wrong order? The layers of the first file are frozen, those of the second live"
+        )
+    return lines
+
+
+def recorded_words(recorded: Recorded) -> list[str]:
+    """Return what was taken from a record, in words."""
+    chosen = recorded.selection
+    dims = " and ".join(f"{n}d" for n in recorded.dims or ())
+    return [
+        *([f"key {recorded.key!a}"] if recorded.key else []),
+        *(f"eps {value:g}, given at conversion" for value in recorded.eps),
+        *([f"included {_quoted(chosen.include)}"] if chosen.include else []),
+        *([f"excluded {_quoted(chosen.exclude)}"] if chosen.exclude else []),
+        *(f"{printable(name)} said to be {n}d" for name, n in chosen.dims_of),
+        *([f"layers said to be {chosen.state}"] if chosen.state else []),
+        *([f"layers of {dims} to be frozen"] if dims else []),
+        *(_renamed_words(old, new) for old, new in recorded.renamed),
+    ]
+
+
+def _quoted(patterns: Sequence[str]) -> str:
+    return named([repr(pattern) for pattern in patterns])
+
+
+def _renamed_words(old: str, new: str) -> str:
+    if not old:
+        return f"{new!a} put in front of names"
+    return f"{old!a} {f'replaced by {new!a}' if new else 'taken off names'}"
 
 
 def _files(result: VerificationResult) -> tuple[FileFacts, ...]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps, find_batch_norms
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
-from frozenbn_cli.errors import UnsupportedFileError, located
+from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.building import BuiltOnce
 from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
+from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
@@ -36,6 +39,7 @@ from frozenbn_cli.verification.freezing import (
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
+from frozenbn_cli.verification.recorded import Recorded, check_order, recorded_of
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
@@ -57,11 +61,13 @@ class VerificationResult:
         converted_kind: What it holds, and how it is stored.
         converted_bytes: Its size.
         key: Where in the original the state dict stands; empty if it is the whole file.
+        recorded: What was taken from the record of the converted file.
         plan: The layers of the original, findings, and which should be frozen.
         frozen: The layers that the converted file froze, with the eps of each.
         live: Why BatchNorm layers of the original were not to be frozen, by name.
         tolerance: Within which values were called equal.
         claims: Contents, layers, model.
+        swapped: Whether it looks as if the two files had been given in the wrong order.
         summaries: The numbers of each layer of the original, by name, where the options ask for
             them.
         seconds: The time of each stage.
@@ -74,11 +80,13 @@ class VerificationResult:
     converted_kind: str
     converted_bytes: int
     key: str
+    recorded: Recorded
     plan: Plan
     frozen: Mapping[str, Eps]
     live: Mapping[str, str]
     tolerance: Tolerance
     claims: tuple[Claim, ...]
+    swapped: bool = False
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -115,10 +123,13 @@ def verify_files(
     """
     options = options or VerifyOptions()
     with open_checkpoint(original) as before, open_checkpoint(converted) as after:
+        check_order(before, after)
+        recorded = recorded_of(before, after, options)
+        options = recorded.completed(options)
         if options.model is not None:
             model = fitted_to(before.state_dict(options.key), options.model)
             options = replace(options, model=model and BuiltOnce(model))
-        return _Verification(before, after, options, progress).run()
+        return _Verification(before, after, options, recorded, progress).run()
 
 
 class _Verification:
@@ -129,11 +140,13 @@ class _Verification:
         before: Checkpoint,
         after: Checkpoint,
         options: VerifyOptions,
+        recorded: Recorded,
         progress: Progress | None,
     ) -> None:
         self._before = before
         self._after = after
         self._options = options
+        self._recorded = recorded
         self._tolerance = Tolerance(options.atol, options.rtol)
         self._stages = Stages(progress)
 
@@ -143,13 +156,7 @@ class _Verification:
             with located(str(self._before.path)):
                 named = self._named_alike(self._before.state_dict(options.key))
                 original = self._described(named)
-                plan = plan_state_dict(
-                    original,
-                    self._before.metadata,
-                    eps=options.eps,
-                    selection=options.selection,
-                    dims=self._dims(),
-                )
+                plan = self._plan(original)
                 check_eps_is_wanted(plan, options.eps)
             with located(str(self._after.path)):
                 converted = self._converted_part()
@@ -175,6 +182,7 @@ class _Verification:
             converted_kind=f"{self._after.kind} ({self._after.container})",
             converted_bytes=self._after.size_bytes,
             key=original.key,
+            recorded=self._recorded,
             plan=plan,
             frozen=frozen,
             live={
@@ -184,21 +192,29 @@ class _Verification:
             },
             tolerance=self._tolerance,
             claims=with_required((contents, layers, model), options.require),
+            swapped=_are_swapped(plan, self._after, converted),
             summaries=summaries_of(plan) if options.summarize else {},
             seconds=self._stages.seconds,
         )
 
     def _named_alike(self, part: StateDict) -> StateDict:
         """Return the original's state dict with the names that the conversion gave its entries."""
-        record = ConversionRecord.from_metadata(self._after.metadata)
-        steps = record.renamed_by if record else ()
-        done = part.renaming.steps
+        steps, done = self._recorded.renamed, part.renaming.steps
         return renamed(part, steps[len(done) :]) if steps[: len(done)] == done else part
 
-    def _dims(self) -> tuple[int, ...] | None:
-        """Return of which dimensions layers have to be frozen, as given or as recorded."""
-        record = ConversionRecord.from_metadata(self._after.metadata)
-        return self._options.dims or (record.dims if record else None)
+    def _plan(self, original: StateDict) -> Plan:
+        """Return which layers have to be frozen, as the user says or, if not, as recorded."""
+        options = self._options
+        plan_with = partial(
+            plan_state_dict, original, self._before.metadata, eps=options.eps, dims=options.dims
+        )
+        for selection in self._recorded.selections:
+            with suppress(UsageError):  # It may be of a file with other layers than these.
+                plan = plan_with(selection=selection)
+                self._recorded = replace(self._recorded, selection=selection)
+                return plan
+        self._recorded = replace(self._recorded, selection=Selection())
+        return plan_with(selection=options.selection)
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the original's state dict with what the model says of its layers."""
@@ -355,6 +371,18 @@ class _Verification:
                 blank = blank_loader(self._before, original, options)
                 after = frozen_loader(blank, written, frozen)
             return verify_whole_model(before, after, frozen, options, self._tolerance)
+
+
+def _are_swapped(plan: Plan, after: Checkpoint, converted: StateDict) -> bool:
+    """Return whether the original alone is frozen."""
+    if not plan.layers or not all(item.layer.frozen_already for item in plan.layers):
+        return False
+    live = find_batch_norms(converted)
+    return (
+        ConversionRecord.from_metadata(after.metadata) is None
+        and bool(live)
+        and not any(layer.frozen_already for layer in live)
+    )
 
 
 def _parameters(script: ScriptArchive) -> set[str]:

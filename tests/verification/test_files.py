@@ -161,7 +161,9 @@ class TestEqual:
         output = convert_file(original, options=options).output_path
 
         assert statuses(verify(original, output, selection=Selection.of(exclude="4"))) == ALL_EQUAL
-        assert statuses(verify(original, output))["layers"] == "different"
+        assert statuses(verify(original, output)) == ALL_EQUAL  # As its record says.
+        every = Selection.of(include="*")
+        assert statuses(verify(original, output, selection=every))["layers"] == "different"
 
     def test_pickled_modules_if_trusted(self, tmp_path: Path) -> None:
         original, frozen = tmp_path / "a.pt", tmp_path / "b.pt"
