@@ -235,9 +235,8 @@ def _inspect(
 
 def _is_readable(plan: LayerPlan) -> bool:
     codes = {finding.code for finding in plan.findings}
-    if plan.layer.oddity:
-        return False
-    return plan.layer.has_statistics and plan.layer.channels > 0 and not codes & STRUCTURAL
+    both = {"running_mean", "running_var"} <= plan.layer.tensors.keys()
+    return both and not plan.layer.oddity and plan.layer.channels > 0 and not codes & STRUCTURAL
 
 
 def _statistics(layer: BatchNorm) -> Statistics:

@@ -232,6 +232,8 @@ def test_a_normaliser_with_a_variance_alone_keeps_nothing_back(tmp_path: Path, h
 
     assert [plan.action for plan in result.plan.layers] == ["freeze", "leave"]
     assert "running_var alone" in (result.plan.layers[1].reason or "")
+    (part,) = inspect_file(path).state_dicts
+    assert part.statistics.keys() == {"bn"}
 
 
 def test_submodules_may_be_called_as_the_operators(tmp_path: Path) -> None:

@@ -30,7 +30,13 @@ source.CHUNK_BYTES = strided.CHUNK_BYTES = source._SMALL_BYTES = 256
 strided._WINDOW_BYTES = 1024
 
 _IN_MEMORY = Path("/dev/shm")
-_FILE = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None)) / "model"
+_FOLDER = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
+_FILE = _FOLDER / "model"
+# What an index may list: shards with one entry each, of the names in the seeds.
+for _name, _entry in (("a", "bn.running_mean"), ("b", "bn.running_var"), ("c", "conv.weight")):
+    _header = f'{{"{_entry}":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}'.encode()
+    _content = len(_header).to_bytes(8, "little") + _header + bytes(8)
+    (_FOLDER / f"{_name}.safetensors").write_bytes(_content)
 
 
 def test_one_input(content: bytes) -> None:
