@@ -23,6 +23,7 @@ from frozenbn_cli.torchscript.restoring import restored_attributes
 from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
 
 __all__ = [
+    "STATISTICS",
     "ScriptArchive",
     "ScriptModule",
     "find_root",

@@ -22,6 +22,7 @@ from frozenbn_cli.torchscript.held_tensors import (
     Tokens,
 )
 from frozenbn_cli.torchscript.script_archive import (
+    STATISTICS,
     ScriptArchive,
     ScriptModule,
     module_at,
@@ -64,11 +65,15 @@ class TensorFlow:
     def obstacles(self, script: ScriptArchive) -> dict[int, str]:
         """Return why layers cannot be frozen, by identity."""
         found = dict(self.used_flags)
+        learnt = _parameters(script)
         for module in script.modules:
             for role in (*AFFINE_AND_STATISTICS, COUNT):
                 for key in storage_keys(module.attributes.get(role)):
-                    if module.has_statistics and key in self.written:
-                        found.setdefault(id(module.value), f"its {role} {self.written[key]}")
+                    how = self.written.get(key)
+                    if role in STATISTICS and key in learnt:
+                        how = how or f"is a parameter ({learnt[key]}), which training changes"
+                    if module.has_statistics and how:
+                        found.setdefault(id(module.value), f"its {role} {how}")
         return found
 
 
@@ -384,6 +389,16 @@ class _Evaluation:
             if kind == "flag" and isinstance(what, int) and what != self._self:
                 how = f"other code goes by its training flag ({self._place})"
                 self._flow.used_flags.setdefault(what, how)
+
+
+def _parameters(script: ScriptArchive) -> dict[str, str]:
+    """Return the storages of all parameters, and the name of each."""
+    return {
+        key: f"{module.name}.{role}" if module.name else role
+        for module in script.modules
+        for role in module.source.listed("__parameters__")
+        for key in storage_keys(module.attributes.get(role))
+    }
 
 
 def _matter(arguments: Iterable[Tokens]) -> bool:

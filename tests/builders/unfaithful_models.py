@@ -536,6 +536,49 @@ class Root(nn.Module):
 # Code around a layer that goes by its flag.
 
 
+class LearnsItsStatistics(nn.BatchNorm2d):
+    """Has parameters for statistics, which an optimizer changes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        for name in ("running_mean", "running_var"):
+            value = self._buffers.pop(name)
+            assert value is not None
+            setattr(self, name, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False)
+
+
+class LearnsByOtherName(Pair):
+    """Has a parameter that is the layer's statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        assert self.bn.running_mean is not None
+        self.learnt = nn.Parameter(torch.zeros(4))
+        self.learnt.data = self.bn.running_mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.learnt.sum()
+
+
+class TeacherOfStudent(nn.Module):
+    """Averages the statistics of one layer into those of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = Pair(), Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        student, teacher = self.student.bn.running_mean, self.teacher.bn.running_mean
+        assert student is not None
+        assert teacher is not None
+        if self.training:
+            teacher.lerp_(student, 0.1)
+        return self.student(x) + self.teacher(x)
+
+
 class DropsByItsFlag(Pair):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.bn(self.conv(x)), 0.5, self.bn.training)

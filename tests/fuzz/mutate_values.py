@@ -199,7 +199,9 @@ def main(seconds: float, first: int) -> int:
     end, seed, failures = time.monotonic() + seconds, first, {}
     while True:
         chance = random.Random(seed)
-        with suppress(FrozenBNError, TypeError, AttributeError):  # What cannot be written.
+        with suppress(
+            FrozenBNError, TypeError, AttributeError, LookupError
+        ):  # What cannot be written.
             (folder / "model").write_bytes(mutated(chance.choice(seeds), chance))
             try:
                 check(folder / "model")

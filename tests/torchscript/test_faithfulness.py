@@ -42,6 +42,7 @@ LEFT_ALONE: tuple[Callable[[], nn.Module], ...] = (
     around(models.MakesNoiseInFunction), around(models.MakesNoiseInModule),
     around(models.Scales), around(models.ScalesByNumber), around(models.Skips),
     around(models.Repeats), around(models.Remembers), around(models.Raises),
+    around(models.LearnsItsStatistics), models.LearnsByOtherName,
 )  # fmt: skip
 FROZEN: tuple[Callable[[], nn.Module], ...] = (
     Pair, models.Reads, models.ReadsStatistics, models.NormalisesByLayersFlag, models.DropsItself,
@@ -53,7 +54,7 @@ LEFT_ALONE_IN_TRACES: tuple[Callable[[], nn.Module], ...] = (
     models.WritesByModuleWhenTraced, models.WritesByOtherName, models.WritesFurtherIn,
     models.WritesEach, models.WritesElement, models.WritesSlice, models.WritesOut,
     models.NormalisesInstances, models.Counts, around(models.AdaptsInEval),
-    around(models.Clamps), around(models.CountsInEval),
+    around(models.Clamps), around(models.CountsInEval), models.LearnsByOtherName,
 )  # fmt: skip
 FROZEN_IN_TRACES: tuple[Callable[[], nn.Module], ...] = (
     Pair, models.Reads, models.NormalisesByLayersFlag, models.NormalisesByItsFlag,
@@ -85,6 +86,12 @@ def test_leaves_traced_code_alone(tmp_path: Path, builder: Callable[[], nn.Modul
 @pytest.mark.parametrize("builder", FROZEN_IN_TRACES, ids=name_of)
 def test_freezes_traced_code(tmp_path: Path, builder: Callable[[], nn.Module]) -> None:
     assert convert_faithfully("traced", builder, tmp_path / "a.pt") == {"bn"}
+
+
+def test_leaves_alone_what_another_layer_is_averaged_into(tmp_path: Path) -> None:
+    found = convert_faithfully("scripted", models.TeacherOfStudent, tmp_path / "a.pt")
+
+    assert found == {"student.bn"}
 
 
 def test_leaves_alone_what_another_module_holds_a_part_of(tmp_path: Path) -> None:
