@@ -192,8 +192,9 @@ def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Itera
     if not tracked or tracked < 0 or momentum == 0:
         return  # With momentum 0 the statistics came from elsewhere.
     left = (1 - momentum) ** tracked
-    # Of a running average that began at 1, so much is in every variance.
-    is_running = layer.momentum is not None or min(variances, default=0) >= left * (1 - _ROUNDING)
+    # Of a running average that began at 1, so much is in every variance. What is below was formed
+    # otherwise: `update_bn` of PyTorch and `calibrate` count batches too.
+    is_running = min(variances, default=0) >= left * (1 - _ROUNDING)
     if left > _HARDLY_FORMED and is_running:
         known = {"read": "", "recognised": "recognised "}
         source = known.get(layer.momentum_source or "", "assumed ")

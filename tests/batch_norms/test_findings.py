@@ -183,6 +183,22 @@ def test_a_cumulative_average_holds_nothing_of_its_beginning(tmp_path: Path) -> 
     assert "hardly_formed" not in codes
 
 
+@pytest.mark.parametrize(("variance", "is_said"), [(0.5, True), (0.1, False)])
+def test_a_known_momentum_makes_no_running_average_of_what_cannot_be_one(
+    variance: float, is_said: bool, tmp_path: Path
+) -> None:
+    """PyTorch's `update_bn` counts batches too, and gives the layer its momentum back."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    model[1].running_var.fill_(variance)
+    model[1].num_batches_tracked.fill_(10)  # 0.9 ** 10 is 0.35.
+    with open_checkpoint(save(tmp_path / "a.pt", model)) as checkpoint:
+        (layer,) = find_batch_norms(checkpoint.state_dict())
+        codes = [finding.code for finding in examine(layer)]
+
+    assert layer.momentum == 0.1
+    assert ("hardly_formed" in codes) == is_said
+
+
 def test_an_instance_norm_is_no_batch_norm(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.InstanceNorm2d(4, track_running_stats=True))
     with open_checkpoint(save(tmp_path / "a.pt", model)) as checkpoint:
