@@ -10,7 +10,7 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.batch_norms.findings import STRUCTURAL
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 
-__all__ = ["Spread", "Summary", "summaries_of"]
+__all__ = ["Spread", "Summary", "spread_of", "summaries_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,11 @@ def _summary(layer: BatchNorm) -> Summary | None:
         abs(factor) / math.sqrt(variance + eps) if variance + eps else math.inf
         for factor, variance in zip(weights, variances, strict=True)
     ]
-    return Summary(_spread(variances), _spread(scales))
+    return Summary(spread_of(variances), spread_of(scales))
 
 
-def _spread(values: Iterable[float]) -> Spread:
+def spread_of(values: Iterable[float]) -> Spread:
+    """Return how values are distributed, of which there is one at least."""
     ordered = sorted(values)
     lowest, lower, median, upper, highest = (
         _quantile(ordered, part) for part in (0, 0.25, 0.5, 0.75, 1)

@@ -22,7 +22,17 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.stored_values import read_torch
 from frozenbn_cli.wording import counted
 
-__all__ = ["Inputs", "candidate_inputs", "dtype_of"]
+__all__ = [
+    "Inputs",
+    "Signature",
+    "candidate_inputs",
+    "dtype_of",
+    "first_convolution",
+    "read_values",
+    "shape_text",
+    "signature_of",
+    "tensors_in",
+]
 
 _SIZES = (64, 224, 32, 256, 299, 128, 384, 512, 28)
 _TENSORS = re.compile(r"\b(?:[Ll]ist|Sequence|Iterable)\[.*Tensor")
@@ -42,10 +52,12 @@ class Inputs:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     shown: str = ""
 
-    def of_dtype(self, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return copies of both, their floating-point tensors in ``dtype``."""
-        keywords: dict[str, Any] = _copied(dict(self.keywords), dtype)
-        return _copied(self.arguments, dtype), keywords
+    def of_dtype(
+        self, dtype: torch.dtype | None, device: torch.device | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return copies of both, their floating-point tensors in ``dtype``; None for as it is."""
+        keywords: dict[str, Any] = _copied(dict(self.keywords), dtype, device)
+        return _copied(self.arguments, dtype, device), keywords
 
     def doubled(self) -> Inputs:
         """Return inputs of twice the batch, since BatchNorm cannot train on a single value."""
@@ -53,13 +65,13 @@ class Inputs:
         return Inputs(_doubled(self.arguments), keywords, self.shown)
 
 
-def _copied(value: Any, dtype: torch.dtype) -> Any:
+def _copied(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
-        return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+        return value.to(device, dtype if value.is_floating_point() else None, copy=True)
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(part, dtype) for part in value)
+        return type(value)(_copied(part, dtype, device) for part in value)
     if isinstance(value, dict):
-        return {name: _copied(part, dtype) for name, part in value.items()}
+        return {name: _copied(part, dtype, device) for name, part in value.items()}
     return value
 
 
@@ -75,7 +87,7 @@ def _doubled(value: Any) -> Any:
 
 def dtype_of(model: Any) -> torch.dtype:
     """Return the dtype that a model takes its inputs in: that of its first weights."""
-    weight = _first_convolution(model)
+    weight = first_convolution(model)
     if weight is not None:
         return weight.dtype
     for value in model.state_dict().values():
@@ -92,7 +104,7 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     Raises:
         InputError: The file of inputs cannot be read.
     """
-    signature = _signature(model)
+    signature = signature_of(model)
     if isinstance(signature, str):
         return signature
     dtype = dtype_of(model)
@@ -108,7 +120,7 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     takes = counted(len(kinds), "input")
     if shapes and len(shapes) != len(kinds):
         return f"its forward takes {takes}, and {counted(len(shapes), 'shape')} given"
-    weight = _first_convolution(model)
+    weight = first_convolution(model)
     if not shapes and (weight is None or len(kinds) != 1):
         return f"its forward takes {takes} of unknown shape; give --input-shape"
     tried = [shapes] if shapes else _shapes(weight)
@@ -116,7 +128,7 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Signature:
+class Signature:
     """What a forward takes.
 
     Attributes:
@@ -145,6 +157,11 @@ class _Signature:
         return all(name in self.parameters or name in self.by_name for name in names)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its arguments."""
+        return (*self.parameters, *self.by_name)
+
+    @property
     def only_by_name(self) -> str:
         """What has to be given by name, in words; empty if nothing has."""
         if self.any_name and not (self.parameters or self.further):
@@ -152,14 +169,15 @@ class _Signature:
         return ", ".join(name for name, is_required in self.by_name.items() if is_required)
 
 
-def _signature(model: Any) -> _Signature | str:
+def signature_of(model: Any) -> Signature | str:
+    """Return what the forward of a model takes, or why that cannot be told."""
     if torch_jit.is_script_module(model):
         try:
             arguments = model._c._get_method("forward").schema.arguments[1:]
         except RuntimeError:
             return "it has no method forward"
         required = [item for item in arguments if not item.has_default_value()]
-        return _Signature({item.name: str(item.type) for item in arguments}, len(required))
+        return Signature({item.name: str(item.type) for item in arguments}, len(required))
     if type(model).forward is nn.Module.forward:
         return "it has no method forward"
     kinds: dict[Any, dict[str, inspect.Parameter]] = {}
@@ -171,7 +189,7 @@ def _signature(model: Any) -> _Signature | str:
     }
     further = list(kinds.get(inspect.Parameter.VAR_POSITIONAL, {}).values())
     by_name = kinds.get(inspect.Parameter.KEYWORD_ONLY, {})
-    return _Signature(
+    return Signature(
         {name: _kind(parameter) for name, parameter in positional.items()},
         sum(item.default is item.empty for item in positional.values()),
         further=_kind(further[0]) if further else None,
@@ -185,7 +203,8 @@ def _kind(parameter: inspect.Parameter) -> str:
     return "List[Tensor]" if _TENSORS.search(annotation) else "Tensor"
 
 
-def _first_convolution(model: Any) -> Tensor | None:
+def first_convolution(model: Any) -> Tensor | None:
+    """Return the weight of a model's first convolution; None if it has none."""
     for name, value in model.state_dict().items():
         if (
             name.endswith("weight")
@@ -231,7 +250,7 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 # Files of inputs
 
 
-def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> list[Inputs]:
+def _read(path: Path, signature: Signature, dtype: torch.dtype) -> list[Inputs]:
     """Return the inputs in a file, in each way in which they can be meant.
 
     A tuple in a .pt is what forward takes by position, a dict what it takes by name, anything else
@@ -239,7 +258,7 @@ def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> list[Inputs]
     names of arguments, in the order of their names, or else as one dict.
     """
     with located(f"inputs {path}"):
-        value = _value(path)
+        value = read_values(path)
     arguments = value if isinstance(value, tuple) else (value,)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [(arguments, {})]
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
@@ -255,7 +274,7 @@ def _read(path: Path, signature: _Signature, dtype: torch.dtype) -> list[Inputs]
 def _inputs(
     path: Path, arguments: tuple[Any, ...], keywords: dict[str, Any], dtype: torch.dtype
 ) -> Inputs:
-    shown = ", ".join(_shown(part) for part in (*arguments, *keywords.values()))
+    shown = ", ".join(shape_text(part) for part in (*arguments, *keywords.values()))
     shown = f"{path.name} ({shown}, run in {str(dtype).removeprefix('torch.')})"
     return Inputs(arguments, keywords, shown)
 
@@ -264,17 +283,24 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _shown(value: Any) -> str:
+def shape_text(value: Any) -> str:
+    """Return the shapes of what a model is given, in words."""
     if isinstance(value, Tensor):
         return "x".join(map(str, value.shape)) or "a number"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(shape_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {shape_text(part)}' for name, part in value.items())}}}"
     return type(value).__name__
 
 
-def _value(path: Path) -> Any:
+def read_values(path: Path) -> Any:
+    """Return the tensors that a file holds, as it holds them: one, or several by place or name.
+
+    Raises:
+        InputError: It cannot be read, or holds none.
+        DependencyError: It takes NumPy, which is not installed.
+    """
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise InputError(expected=" or ".join(_READERS), found=path.suffix or "no suffix")
@@ -291,19 +317,20 @@ def _value(path: Path) -> Any:
             f"cannot be read ({first_line(error)})",
             advice="Save tensors alone, with numpy.savez, safetensors or torch.save.",
         ) from error
-    if not any(True for _ in _tensors(value)):
+    if not any(True for _ in tensors_in(value)):
         raise InputError(expected="tensors", found=type(value).__name__)
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 def _read_numpy(path: Path) -> Any:

@@ -20,9 +20,11 @@ from frozenbn_cli.importing import importable
 
 __all__ = [
     "ModelTarget",
+    "folder_of",
     "identity_of_model",
     "is_recognised",
     "name_of_model",
+    "named_object",
     "no_model_wanted",
 ]
 
@@ -46,10 +48,8 @@ class ModelTarget:
         Raises:
             UsageError: There is no such module or callable; what it raises itself is passed on.
         """
-        module = self.target.rpartition(":")[0]
-        folder = Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
         # The callable may import what lies beside it only when it is called.
-        with importable(folder):
+        with importable(folder_of(self.target)):
             return self._found()(**self.arguments)
 
     def __str__(self) -> str:
@@ -76,17 +76,33 @@ class ModelTarget:
         return replace(self, target=f"{Path(module).absolute()}:{name}")
 
     def _found(self) -> Any:
-        module, _, name = self.target.rpartition(":")
         with located(f"--model {self.target}"):
-            if not module or not name:
-                raise UsageError(expected="package.module:callable or path/file.py:callable")
-            try:
-                found = reduce(getattr, name.split("."), _module(module))
-            except AttributeError as error:
-                raise UsageError(f"{module} has no {name}") from error
+            found = named_object(self.target)
             if not callable(found):
+                name = self.target.rpartition(":")[2]
                 raise UsageError(expected=f"{name} to be callable", found=type(found).__name__)
             return found
+
+
+def named_object(target: str) -> Any:
+    """Return what is called ``package.module:name`` or ``path/file.py:name``; runs that module.
+
+    Raises:
+        UsageError: There is no such module or name; what the module raises itself is passed on.
+    """
+    module, _, name = target.rpartition(":")
+    if not module or not name:
+        raise UsageError(expected="package.module:callable or path/file.py:callable")
+    try:
+        return reduce(getattr, name.split("."), _module(module))
+    except AttributeError as error:
+        raise UsageError(f"{module} has no {name}") from error
+
+
+def folder_of(target: str) -> Path:
+    """Return the folder in which the module of a target looks for others."""
+    module = target.rpartition(":")[0]
+    return Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
 
 
 def _module(name: str) -> ModuleType:
