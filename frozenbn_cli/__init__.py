@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 from frozenbn_cli.version import __version__
 
 if TYPE_CHECKING:
+    from frozenbn_cli.calibration.calibrate import calibrate_file as calibrate_file
+    from frozenbn_cli.calibration.statistics import calibrate_statistics as calibrate_statistics
+    from frozenbn_cli.calibration.terms import CalibrateOptions as CalibrateOptions
+    from frozenbn_cli.calibration.terms import Calibration as Calibration
+    from frozenbn_cli.calibration.terms import CalibrationResult as CalibrationResult
+    from frozenbn_cli.calibration.terms import ImageOptions as ImageOptions
     from frozenbn_cli.conversion.convert import convert_file as convert_file
     from frozenbn_cli.conversion.terms import ConversionResult as ConversionResult
     from frozenbn_cli.conversion.terms import ConvertOptions as ConvertOptions
@@ -36,6 +42,9 @@ if TYPE_CHECKING:
     from frozenbn_cli.verification.terms import VerifyOptions as VerifyOptions
 
 _HOMES = {
+    "CalibrateOptions": "calibration.terms",
+    "Calibration": "calibration.terms",
+    "CalibrationResult": "calibration.terms",
     "ConversionResult": "conversion.terms",
     "ConvertOptions": "conversion.terms",
     "FileResult": "many_files.file_results",
@@ -44,11 +53,14 @@ _HOMES = {
     "FrozenBatchNorm2d": "nn",
     "FrozenBatchNorm3d": "nn",
     "FrozenBatchNormNd": "nn",
+    "ImageOptions": "calibration.terms",
     "Inspection": "inspection",
     "LoadReport": "loading",
     "Selection": "selection",
     "VerificationResult": "verification.files",
     "VerifyOptions": "verification.terms",
+    "calibrate_file": "calibration.calibrate",
+    "calibrate_statistics": "calibration.statistics",
     "convert_bn_to_frozen": "freezing.freeze",
     "convert_file": "conversion.convert",
     "convert_files": "many_files.batch",

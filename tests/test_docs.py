@@ -25,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 import torchvision
@@ -32,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import frozenbn_cli
-from frozenbn_cli import Selection
+from frozenbn_cli import ImageOptions, Selection
 from frozenbn_cli.cli import run
 from tests.builders.archives import script
 from tests.builders.dask_processes import PATIENT, address_in
@@ -116,9 +117,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = [] if source == "scripted.pt" else ["--eps", "1e-5"]
         arguments = [str(folder / source), *given, *quick, "-o", str(folder / output)]
         assert run(["convert", *arguments]) == 0
+    _data_to_calibrate_with(folder)
     if importlib.util.find_spec("ultralytics"):
         _images_for_ultralytics(folder)
     return folder
+
+
+def _data_to_calibrate_with(folder: Path) -> None:
+    """Write a folder of images, a file of tensors and a module that gives batches."""
+    (folder / "images").mkdir()
+    for name in ("a", "b"):
+        image = torchvision.transforms.functional.to_pil_image(torch.rand(3, 64, 80))
+        image.save(folder / f"images/{name}.png")
+    numpy.savez(folder / "inputs.npz", x=torch.rand(6, 3, 64, 64).numpy())
+    (folder / "my_data.py").write_text(
+        "import torch\ndef batches():\n    while True:\n        yield torch.rand(2, 3, 64, 64)\n"
+    )
 
 
 def _images_for_ultralytics(folder: Path) -> None:
@@ -209,6 +223,9 @@ def _prepare(arguments: list[str]) -> None:
         named = [Path(name) for option, name in pairwise(arguments) if option == "-o"]
         for output in (*Path().glob("*.frozen.*"), *named):
             output.unlink(missing_ok=True)
+    if arguments[0] == "calibrate":
+        for output in Path().glob("*.calibrated.*"):
+            output.unlink()
     if "--include" in arguments and "backbone.*" in arguments:
         state = torch.load("model.pth", weights_only=True)
         save(Path("nested.pth"), {f"backbone.{name}": value for name, value in state.items()})
@@ -457,4 +474,4 @@ def _annotation(annotation: Any) -> str:
 def _value(default: ast.expr | None) -> Any:
     if default is None:
         return inspect.Parameter.empty
-    return eval(ast.unparse(default), {"Selection": Selection})
+    return eval(ast.unparse(default), {"ImageOptions": ImageOptions, "Selection": Selection})

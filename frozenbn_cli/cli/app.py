@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,7 +20,20 @@ from frozenbn_cli.cli.options.checkpoints import (
     NameArguments,
     Original,
 )
-from frozenbn_cli.cli.options.examples import CONVERT_EXAMPLES, INSPECT_EXAMPLES, VERIFY_EXAMPLES
+from frozenbn_cli.cli.options.data import (
+    Calibrated,
+    CalibratedLayers,
+    CalibratedOutput,
+    Data,
+    DataArguments,
+    ForceCalibrated,
+)
+from frozenbn_cli.cli.options.examples import (
+    CALIBRATE_EXAMPLES,
+    CONVERT_EXAMPLES,
+    INSPECT_EXAMPLES,
+    VERIFY_EXAMPLES,
+)
 from frozenbn_cli.cli.options.groups import command
 from frozenbn_cli.cli.options.layers import ForceUnhealthy, LayerArguments, NoRecognise
 from frozenbn_cli.cli.options.many_files import ManyArguments
@@ -200,6 +214,49 @@ def verify(
         **run_options(model, running),
     )
     raise typer.Exit(import_quietly("frozenbn_cli.cli.verify").run(original, converted, how, sink))
+
+
+@command(app, epilog=CALIBRATE_EXAMPLES)
+def calibrate(
+    *,
+    checkpoint: Calibrated,
+    data: Data,
+    model: ModelArguments,
+    output: CalibratedOutput = None,
+    force: ForceCalibrated = False,
+    key: Key = None,
+    names: NameArguments,
+    layers: CalibratedLayers,
+    data_options: DataArguments,
+    all_layers: AllLayers = False,
+    reporting: ReportArguments,
+) -> None:
+    """Form the running statistics of a model file anew from data, without labels.
+
+    The model runs in eval over the data, as often as it takes until the mean
+    and the variance of each layer are those of its inputs. The result is a copy
+    of the input in its own format, verified before it gets its name: nothing
+    but running statistics and counters changes.
+    """
+    if model.target is None:
+        raise UsageError("calibrate runs the model of the file", advice="Name it with --model.")
+    sink = reporting.sink([checkpoint, output, Path(data)], force=force)
+    how = import_quietly("frozenbn_cli.calibration.terms").CalibrateOptions(
+        model=model.target,
+        data=data,
+        batch_size=data_options.batch_size,
+        images=data_options.images,
+        max_batches=data_options.batches,
+        passes=data_options.passes,
+        key=key,
+        **names.values,
+        selection=layers.selection,
+        force=force,
+        summarize=sink.has_report,
+    )
+    tidy((output or checkpoint).parent, recursive=False)
+    of_one = import_quietly("frozenbn_cli.cli.calibrate")
+    raise typer.Exit(of_one.run(checkpoint, output, how, sink, all_layers=all_layers))
 
 
 def main() -> NoReturn:

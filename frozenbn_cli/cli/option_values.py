@@ -19,11 +19,16 @@ __all__ = [
     "check_dims",
     "check_dims_of",
     "check_finite",
+    "check_image_size",
     "check_model_arguments",
+    "check_numbers",
+    "check_positive_numbers",
     "check_shapes",
     "parse_claims",
     "parse_dims",
+    "parse_image_size",
     "parse_model",
+    "parse_numbers",
     "parse_selection",
     "parse_shapes",
 ]
@@ -44,6 +49,44 @@ def check_shapes(shapes: list[str] | None) -> list[str] | None:
         if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
             raise typer.BadParameter(f"{text!r} is no shape such as 1x3x224x224")
     return shapes
+
+
+def check_image_size(text: str | None) -> str | None:
+    """Refuse text that is no size of an image."""
+    if text is not None and not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text):
+        raise typer.BadParameter(f"{text!r} is no size such as 224 or 224x320")
+    return text
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """Return height and width, from the text of ``--image-size``."""
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def check_numbers(text: str | None) -> str | None:
+    """Refuse text that is no list of numbers."""
+    try:
+        values = parse_numbers(text) or ()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.485,0.456") from None
+    if not all(map(math.isfinite, values)):
+        raise typer.BadParameter("must be finite numbers")
+    return text
+
+
+def check_positive_numbers(text: str | None) -> str | None:
+    """Refuse text that is no list of numbers above 0."""
+    if any(value <= 0 for value in parse_numbers(check_numbers(text)) or ()):
+        raise typer.BadParameter("must be numbers above 0")
+    return text
+
+
+def parse_numbers(text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers in a list with commas."""
+    return None if text is None else tuple(map(float, text.split(",")))
 
 
 def check_dims(text: str | None) -> str | None:

@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "FormatFacts",
     "OutputFormat",
+    "calibrated_output",
     "check_name",
     "default_output",
     "format_of",
@@ -60,10 +61,19 @@ _INPUT_SUFFIXES = {
 def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
     """Return where the result of converting ``path`` goes if the user does not say."""
     path = path.resolve() if path.name in ("", "..") else path
-    name = path.name
+    return path.parent / f"{_without_suffixes(path.name)}.frozen{FORMATS[to].suffixes[0]}"
+
+
+def calibrated_output(path: Path) -> Path:
+    """Return where a copy of ``path`` with new statistics goes if the user does not say."""
+    name = _without_suffixes(path.name)
+    return path.parent / f"{name}.calibrated{path.name.removeprefix(name)}"
+
+
+def _without_suffixes(name: str) -> str:
     while (suffix := Path(name).suffix) in _INPUT_SUFFIXES:
         name = name.removesuffix(suffix)
-    return path.parent / f"{name}.frozen{FORMATS[to].suffixes[0]}"
+    return name
 
 
 def format_of(

@@ -13,7 +13,14 @@ from frozenbn_cli.reports.drawing import Bar, Look, picture
 from frozenbn_cli.reports.words import range_text
 from frozenbn_cli.verification.claims import Claim, Measure
 
-__all__ = ["Chart", "difference_chart", "scale_chart", "variance_chart"]
+__all__ = [
+    "Chart",
+    "difference_chart",
+    "mean_drift_chart",
+    "scale_chart",
+    "variance_chart",
+    "variance_drift_chart",
+]
 
 _FEWEST_DIFFERENCES = 6
 _SPAN = 1e9  # What lies further below the largest value is drawn at the foot.
@@ -52,6 +59,29 @@ def scale_chart(name: str, rows: Sequence[LayerRow]) -> Chart | None:
     """Return what the channels of each layer are multiplied by; None if there are no numbers."""
     bars = [_layer_bar(row, row.summary.scale if row.summary else None, "scale") for row in rows]
     return _layer_chart(name, "Scale of each layer: |weight| / sqrt(variance + eps)", bars)
+
+
+def mean_drift_chart(name: str, rows: Sequence[LayerRow]) -> Chart | None:
+    """Return how far the means of each layer have moved; None if none was formed anew."""
+    title = "How far the running means of each layer moved, in standard deviations of before"
+    return _drift_chart(name, title, rows, "mean_spread")
+
+
+def variance_drift_chart(name: str, rows: Sequence[LayerRow]) -> Chart | None:
+    """Return what the variances of each layer were multiplied by; None if none was formed anew."""
+    title = "What the running variances of each layer, with eps, were multiplied by"
+    return _drift_chart(name, title, rows, "variance_spread")
+
+
+def _drift_chart(name: str, title: str, rows: Sequence[LayerRow], what: str) -> Chart | None:
+    if not any(row.drift for row in rows):
+        return None
+    in_order = sorted(rows, key=lambda row: row.number)
+    bars = [
+        _layer_bar(row, getattr(row.drift, what) if row.drift else None, "drift")
+        for row in in_order
+    ]
+    return _layer_chart(name, title, bars)
 
 
 def difference_chart(name: str, claim: Claim) -> Chart | None:

@@ -21,7 +21,17 @@ __all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited",
 
 _UNBOUNDED = 100_000
 _PATIENCE_SECONDS = 1.0
-_ASCII = {"→": "->", "✓": "ok", "✗": "X", "·": "|", "–": "-", "…": "...", "×": "x", "▁": "."}
+_ASCII = {
+    "→": "->",
+    "✓": "ok",
+    "✗": "X",
+    "·": "|",
+    "–": "-",
+    "…": "...",
+    "×": "x",
+    "▁": ".",
+    "σ": "s",
+}
 
 
 def make_console(stream: IO[str]) -> Console:
@@ -94,7 +104,7 @@ class ProgressBar:
         if stage not in self._tasks:
             for task in self._tasks.values():
                 self._bar.update(task, visible=False)
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
+            self._tasks[stage] = self._bar.add_task(stage, total=total or None)
         self._bar.update(self._tasks[stage], completed=done)
 
     def __enter__(self) -> ProgressBar:

@@ -9,6 +9,7 @@ from typing import Literal
 from frozenbn_cli.batch_norms.findings import Severity
 from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.batch_norms.summaries import Summary
+from frozenbn_cli.calibration.drift import Drift
 from frozenbn_cli.inspection import Statistics
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.grouping import FindingGroup, finding_labels
@@ -29,13 +30,14 @@ __all__ = [
     "Verdict",
 ]
 
-Command = Literal["convert", "inspect", "verify"]
+Command = Literal["calibrate", "convert", "inspect", "verify"]
 Tone = Literal["good", "bad", "warn", "plain"]
 
 UNKNOWN = "–"
 """What stands for a fact that the file does not tell."""
 
 STATE_TITLES: dict[Command, str] = {
+    "calibrate": "Drift",
     "convert": "Frozen",
     "verify": "Frozen",
     "inspect": "With convert",
@@ -96,6 +98,7 @@ class LayerRow:
         prominent: Whether a table that is folded shows it.
         statistics: The ranges of its statistics, where they were read.
         summary: Its numbers, where they were asked for and make sense.
+        drift: How far its statistics have moved, where they were formed anew.
     """
 
     number: int
@@ -105,6 +108,7 @@ class LayerRow:
     prominent: bool
     statistics: Statistics | None = None
     summary: Summary | None = None
+    drift: Drift | None = None
 
     @property
     def name(self) -> str:

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA_VERSION",
     "batch_document",
+    "claim_fields",
     "conversion_document",
     "error_document",
     "error_fields",
+    "finding_fields",
     "inspection_document",
+    "renamed_fields",
     "to_json",
     "verification_document",
 ]
@@ -51,7 +54,7 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             "sha256": result.input_sha256,
             "key": result.key,
             "prefix": result.prefix,
-            "renamed": _renamed(result.renamed),
+            "renamed": renamed_fields(result.renamed),
             "entries": len(result.entries),
             "left_out": dict(result.left_out),
             "beside": dict(result.beside),
@@ -70,7 +73,7 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
         ],
         "model": result.model,
         "made": result.made,
-        "claims": [_claim(claim) for claim in result.claims],
+        "claims": [claim_fields(claim) for claim in result.claims],
         "verdict": verdict(result.claims) if result.claims else None,
         "seconds": dict(result.seconds),
     }
@@ -157,7 +160,7 @@ def verification_document(result: VerificationResult) -> dict[str, Any]:
             "dims_of": dict(result.recorded.selection.dims_of),
             "state": result.recorded.selection.state,
             "dims": list(result.recorded.dims or ()),
-            "renamed": _renamed(result.recorded.renamed),
+            "renamed": renamed_fields(result.recorded.renamed),
         },
         "swapped": result.swapped,
         "tolerance": {"atol": result.tolerance.atol, "rtol": result.tolerance.rtol},
@@ -168,12 +171,13 @@ def verification_document(result: VerificationResult) -> dict[str, Any]:
             for name, eps in result.frozen.items()
         ],
         "live": [{"name": name, "reason": reason} for name, reason in result.live.items()],
-        "claims": [_claim(claim) for claim in result.claims],
+        "claims": [claim_fields(claim) for claim in result.claims],
         "seconds": dict(result.seconds),
     }
 
 
-def _claim(claim: Claim) -> dict[str, Any]:
+def claim_fields(claim: Claim) -> dict[str, Any]:
+    """Return what a document says of a claim."""
     return {
         "name": claim.name,
         "status": claim.status,
@@ -241,7 +245,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
     return {
         "key": part.key,
         "prefix": part.prefix,
-        "renamed": _renamed(part.renamed),
+        "renamed": renamed_fields(part.renamed),
         "entries": part.entries,
         "elements": dict(part.elements),
         "left_out": dict(part.left_out),
@@ -255,7 +259,8 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
     }
 
 
-def _renamed(steps: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+def renamed_fields(steps: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return what a document says of how names differ from those in a file."""
     return [{"from": old, "to": new} for old, new in steps]
 
 
@@ -292,18 +297,23 @@ def _layer(plan: LayerPlan) -> dict[str, Any]:
         "momentum": layer.momentum,
         "momentum_source": layer.momentum_source,
         "batches_tracked": layer.batches_tracked,
-        "findings": [
-            {
-                "code": finding.code,
-                "severity": finding.severity,
-                "message": finding.message,
-                "channels": finding.channels,
-                "factor": finding.factor,
-                "worst_channel": finding.worst_channel,
-            }
-            for finding in plan.findings
-        ],
+        "findings": finding_fields(plan),
     }
+
+
+def finding_fields(plan: LayerPlan) -> list[dict[str, Any]]:
+    """Return what a document says of the findings on a layer."""
+    return [
+        {
+            "code": finding.code,
+            "severity": finding.severity,
+            "message": finding.message,
+            "channels": finding.channels,
+            "factor": finding.factor,
+            "worst_channel": finding.worst_channel,
+        }
+        for finding in plan.findings
+    ]
 
 
 def _recognised(plan: Plan) -> list[dict[str, Any]]:

@@ -125,6 +125,8 @@ def _charts(name: str, part: Part, charts: Any) -> list[tuple[Any, Any]] | None:
     if charts is None:
         return None
     drawn = (
+        (charts.mean_drift_chart(f"{name}-means", part.layers), _SPREAD_KEYS),
+        (charts.variance_drift_chart(f"{name}-variances", part.layers), _SPREAD_KEYS),
         (charts.variance_chart(f"{name}-variance", part.layers), (*_SPREAD_KEYS, _LEVEL_KEY)),
         (charts.scale_chart(f"{name}-scale", part.layers), _SPREAD_KEYS),
     )

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from frozenbn_cli.calibration.drift import Drift
 from frozenbn_cli.reports.console import printable, suited, symbol
 from frozenbn_cli.reports.description import (
     STATE_TITLES,
@@ -25,7 +26,7 @@ from frozenbn_cli.reports.description import (
 from frozenbn_cli.reports.evidence import evidence
 from frozenbn_cli.reports.grouping import FindingGroup
 from frozenbn_cli.reports.pieces import lean_table, plain_table, separated
-from frozenbn_cli.reports.words import verdict_words
+from frozenbn_cli.reports.words import factor_text, mean_drift_text, verdict_words
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
@@ -130,7 +131,31 @@ def _verify_header(section: Section, console: Console) -> Text:
     return header.append(_dotted(facts, console))
 
 
+def _calibrate_header(section: Section, console: Console) -> Text:
+    source, output, data = section.files
+    key = f", key {source.get('key')}" if source.get("key") else ""
+    facts = [
+        f"{source.get('holds')}{key} ({source.get('stored as')})",
+        source.get("size"),
+        output.get("took"),
+        f"model {source.get('model')}",
+    ]
+    over = [f"data {data.path}", *(data.get(label) for label in ("batches", "passes"))]
+    words = section.verdict.words
+    return Text.assemble(
+        Text(suited(" → ", console)).join(Text(file.path, "bold") for file in (source, output)),
+        "\n",
+        (words[0].lower() + words[1:], f"bold {_TONES[section.verdict.tone]}".rstrip()),
+        _dotted(["", *section.parts[-1].facts], console),
+        "\n",
+        _dotted(facts, console),
+        "\n",
+        _dotted(over, console),
+    )
+
+
 _HEADERS: dict[str, Callable[[Section, Console], Text]] = {
+    "calibrate": _calibrate_header,
     "convert": _convert_header,
     "inspect": _inspect_header,
     "verify": _verify_header,
@@ -239,11 +264,31 @@ def _decades(row: LayerRow, console: Console) -> str:
     )
 
 
+def _drifted(words: Callable[[Drift], str]) -> Callable[[LayerRow, Console], str]:
+    return lambda row, console: suited(words(row.drift) if row.drift else UNKNOWN, console)
+
+
+_mean_drift = _drifted(lambda drift: mean_drift_text(drift.means))
+_worst_mean = _drifted(
+    lambda drift: f"{mean_drift_text(drift.mean_spread.highest)}, ch. {drift.worst_mean}"
+)
+_variance_drift = _drifted(lambda drift: factor_text(drift.variances))
+_worst_variance = _drifted(
+    lambda drift: f"{factor_text(drift.worst_factor)}, ch. {drift.worst_variance}"
+)
 _CHANNELS = _Column("Channels", _words("channels"), "right")
 _EPS = _Column("eps", _eps)
 _VARIANCE = _Column("Variance", _words("variance"))
 _FOUND = _Column("Findings", _findings_or_state, is_folded=True)
 _COLUMNS = {
+    "calibrate": (
+        _CHANNELS,
+        _Column("Means by", _mean_drift, "right"),
+        _Column("Worst", _worst_mean),
+        _Column("Variances by", _variance_drift, "right"),
+        _Column("Worst", _worst_variance),
+        _Column("Findings", _findings, is_folded=True),
+    ),
     "convert": (
         _CHANNELS,
         _EPS,

@@ -13,6 +13,8 @@ __all__ = [
     "VerdictWords",
     "by_reason",
     "count_text",
+    "factor_text",
+    "mean_drift_text",
     "named",
     "range_text",
     "sentence",
@@ -48,6 +50,16 @@ def count_text(count: int) -> str:
 def took_text(seconds: Mapping[str, float]) -> str:
     """Return the time that all stages took."""
     return f"{sum(seconds.values()):.1f} s"
+
+
+def mean_drift_text(sigmas: float) -> str:
+    """Return how far a mean has moved, in standard deviations."""
+    return f"{sigmas:.2g} σ" if sigmas < 100 else f"{sigmas:,.0f} σ"
+
+
+def factor_text(factor: float) -> str:
+    """Return what a variance was multiplied by."""
+    return f"×{factor:,.0f}" if 100 <= factor < 1e6 else f"×{factor:.3g}"
 
 
 def range_text(low: float, high: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-__all__ = ["CONVERT_EXAMPLES", "INSPECT_EXAMPLES", "VERIFY_EXAMPLES"]
+__all__ = ["CALIBRATE_EXAMPLES", "CONVERT_EXAMPLES", "INSPECT_EXAMPLES", "VERIFY_EXAMPLES"]
 
 # Typer up to 0.27.0 joins the lines of a paragraph, and sets its paragraphs without space.
 _LINE_BREAK = "\n" if tuple(map(int, typer.__version__.split(".")[:2])) >= (0, 28) else "\n\n"
@@ -27,6 +27,12 @@ CONVERT_EXAMPLES = _examples(
     "frozenbn convert model.pth --model my_model.py:build --to torchscript",
     "frozenbn convert scripted.pt --input-shape 1x3x224x224",
     "frozenbn convert model.pth --include 'backbone.*' --dry-run",
+)
+CALIBRATE_EXAMPLES = _examples(
+    "frozenbn calibrate model.pth --model torchvision:resnet50 --data images --image-size 224 "
+    "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+    "frozenbn calibrate last.ckpt --key model --model my_model.py:build --data my_data.py:batches",
+    "frozenbn calibrate model.pth --model my_model.py:build --data inputs.npz --batch-size 64",
 )
 VERIFY_EXAMPLES = _examples(
     "frozenbn verify model.pth model.frozen.safetensors",

@@ -1,0 +1,1 @@
+"""Running statistics formed anew from data: the data, the passes over them, and the file."""
