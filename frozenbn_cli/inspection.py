@@ -14,6 +14,7 @@ from typing import Any
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
 from frozenbn_cli.batch_norms.findings import STRUCTURAL
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan, plan_state_dict
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import StateDict, open_checkpoint
 from frozenbn_cli.errors import located
@@ -98,6 +99,7 @@ class Inspection:
             it would also be called.
         advice: What can be done with a kind that holds no state dict.
         model: The name of the model that its layers were described by; empty if there is none.
+        record: What the file says of its conversion, if frozenbn wrote it.
         seconds: How long it took.
     """
 
@@ -110,6 +112,7 @@ class Inspection:
     foreign_names: Mapping[str, bool]
     advice: str
     model: str = ""
+    record: ConversionRecord | None = None
     seconds: float
 
     @property
@@ -174,6 +177,7 @@ def inspect_file(
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
             if model is not None and checkpoint.script:
                 raise no_model_wanted()
+            record = ConversionRecord.from_metadata(checkpoint.metadata)
             models = [fitted_to(part, model) for part in parts]
             inspected = tuple(
                 _inspect(*_described(part, own, rename=rename), planned)
@@ -193,6 +197,7 @@ def inspect_file(
             foreign_names=checkpoint.foreign_names,
             advice=checkpoint.advice,
             model=", ".join(dict.fromkeys(map(name_of_model, models))),
+            record=record,
             seconds=time.perf_counter() - started,
         )
 

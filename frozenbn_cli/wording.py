@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime, timezone
 from itertools import islice
 
-__all__ = ["counted", "listed", "printable"]
+__all__ = ["counted", "date_text", "listed", "printable"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def date_text(date: datetime) -> str:
+    """Return a date for programs: ISO 8601, to the second, in UTC."""
+    return date.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def listed(names: Collection[str], at_most: int = 3) -> str:

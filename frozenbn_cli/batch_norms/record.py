@@ -36,10 +36,7 @@ from frozenbn_cli.checkpoints import Renaming
 from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
-__all__ = ["DATE_FORM", "METADATA_KEY", "ConversionRecord", "RecordedClaim"]
-
-DATE_FORM = "%Y-%m-%dT%H:%M:%SZ"
-"""ISO 8601, to the second, in UTC."""
+__all__ = ["METADATA_KEY", "ConversionRecord", "RecordedClaim"]
 
 _SCHEMA_VERSION = 1
 _MOST_DETAIL = 240

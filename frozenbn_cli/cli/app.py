@@ -6,13 +6,16 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from frozenbn_cli.cli.invocation import Invocation, current_date
 from frozenbn_cli.cli.options.checkpoints import (
     Checkpoints,
     Converted,
@@ -97,6 +100,7 @@ def frozenbn(
 @command(app, epilog=INSPECT_EXAMPLES)
 def inspect(
     *,
+    context: typer.Context,
     checkpoints: Checkpoints,
     key: Key = None,
     names: NameArguments,
@@ -113,7 +117,7 @@ def inspect(
     Nothing in a file is executed, and torch is not imported unless a model is
     named.
     """
-    sink = reporting.sink(checkpoints, force=force)
+    sink = reporting.sink(context.obj, checkpoints, force=force)
     inspect_file = partial(
         import_quietly("frozenbn_cli.inspection").inspect_file,
         key=key,
@@ -132,6 +136,7 @@ def inspect(
 @command(app, epilog=CONVERT_EXAMPLES)
 def convert(
     *,
+    context: typer.Context,
     checkpoints: Checkpoints,
     output: OutputArguments,
     key: Key = None,
@@ -154,7 +159,7 @@ def convert(
     run. Of many files, one that fails does not stop the others; the exit code is
     that of the worst.
     """
-    sink = reporting.sink([*checkpoints, output.output], force=output.force)
+    sink = reporting.sink(context.obj, [*checkpoints, output.output], force=output.force)
     how = import_quietly("frozenbn_cli.conversion.convert").ConvertOptions(
         to=output.to,
         key=key,
@@ -168,6 +173,8 @@ def convert(
         dry_run=output.dry_run,
         verify=not no_verify,
         summarize=sink.has_report,
+        hash_output=sink.is_kept,
+        date=context.obj.date,
         **run_options(model, running),
     )
     output_dir = many.output_dir
@@ -186,6 +193,7 @@ def convert(
 @command(app, epilog=VERIFY_EXAMPLES)
 def verify(
     *,
+    context: typer.Context,
     original: Original,
     converted: Converted,
     key: Key = None,
@@ -202,7 +210,7 @@ def verify(
     tolerance is given; what differs is named and measured. Exits with 0 if
     nothing differs, and 1 if something does.
     """
-    sink = reporting.sink([original, converted], force=force)
+    sink = reporting.sink(context.obj, [original, converted], force=force)
     how = VerifyOptions(
         key=key,
         eps=layers.eps,
@@ -211,6 +219,7 @@ def verify(
         atol=tolerance.atol,
         rtol=tolerance.rtol,
         summarize=sink.has_report,
+        hash_files=sink.is_kept,
         **run_options(model, running),
     )
     raise typer.Exit(import_quietly("frozenbn_cli.cli.verify").run(original, converted, how, sink))
@@ -219,6 +228,7 @@ def verify(
 @command(app, epilog=CALIBRATE_EXAMPLES)
 def calibrate(
     *,
+    context: typer.Context,
     checkpoint: Calibrated,
     data: Data,
     model: ModelArguments,
@@ -240,7 +250,7 @@ def calibrate(
     """
     if model.target is None:
         raise UsageError("calibrate runs the model of the file", advice="Name it with --model.")
-    sink = reporting.sink([checkpoint, output, Path(data)], force=force)
+    sink = reporting.sink(context.obj, [checkpoint, output, Path(data)], force=force)
     how = import_quietly("frozenbn_cli.calibration.terms").CalibrateOptions(
         model=model.target,
         data=data,
@@ -284,17 +294,25 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line with ``arguments`` and return the exit code; the one catch point."""
+def run(arguments: list[str], *, now: Callable[[], datetime] = current_date) -> int:
+    """Run the command line with ``arguments`` and return the exit code; the one catch point.
+
+    Args:
+        arguments: What was typed.
+        now: Returns the date that reports and records tell.
+    """
+    invocation = None
     try:
-        code = int(app(arguments or ["--help"], prog_name="frozenbn", standalone_mode=False) or 0)
+        invocation = Invocation(tuple(arguments), now())
+        given = arguments or ["--help"]
+        code = int(app(given, prog_name="frozenbn", standalone_mode=False, obj=invocation) or 0)
     except FrozenBNError as error:
-        return _fail(error, arguments)
+        return _fail(error, arguments, invocation)
     except _ParserError as error:
         message = error.format_message().rstrip(".")
-        return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments)
+        return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments, invocation)
     except Exception as error:  # A crash must not look like the answer "no".
-        return _fail(internal_error(error), arguments)
+        return _fail(internal_error(error), arguments, invocation)
     if not arguments:  # The help says which there are; what was wanted is still unknown.
         return UsageError.exit_code
     if code == INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
@@ -302,9 +320,12 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _fail(error: FrozenBNError, arguments: list[str]) -> int:
+def _fail(error: FrozenBNError, arguments: list[str], invocation: Invocation | None) -> int:
     if "--json" in arguments:
         documents = import_quietly("frozenbn_cli.reports.documents")
+        document = documents.error_document(arguments[0], error)
+        if invocation:
+            document["run"] = invocation().document()
         with suppress(OutputError), reader_may_leave():
-            print_json(documents.error_document(arguments[0], error))
+            print_json(document)
     return complain(error)

@@ -71,8 +71,9 @@ def run(
                 raise
     seconds = time.perf_counter() - started
     if sink.as_json:
+        document = batch_document(view.results, total=view.total, seconds=seconds)
         with reader_may_leave():
-            print_json(batch_document(view.results, total=view.total, seconds=seconds))
+            print_json(sink.told(document))
     else:
         report = batch_report(
             view.results,

@@ -19,6 +19,7 @@ from frozenbn_cli.reports.console import make_console, print_report, printable
 
 if TYPE_CHECKING:
     from frozenbn_cli.reports.description import Command, Section
+    from frozenbn_cli.reports.provenance import Provenance
     from frozenbn_cli.reports.report_file import ReportFile
 
 __all__ = ["Sink", "complain", "print_json", "reader_may_leave", "tidy"]
@@ -28,6 +29,7 @@ class Sink:
     """What a command prints, and the report that it writes into a file.
 
     Args:
+        provenance: Returns how the result comes about, which few look at.
         as_json: Print one document, and nothing else.
         quiet: Print nothing.
         report: Where a report goes, if one is asked for; refused before any work is done.
@@ -37,6 +39,7 @@ class Sink:
 
     def __init__(
         self,
+        provenance: Callable[[], Provenance],
         *,
         as_json: bool,
         quiet: bool,
@@ -44,6 +47,7 @@ class Sink:
         others: Sequence[Path | None] = (),
         force: bool = False,
     ) -> None:
+        self._provenance = provenance
         self.as_json = as_json
         self.quiet = quiet
         self.console = make_console(sys.stdout)
@@ -58,6 +62,11 @@ class Sink:
     def for_people(self) -> bool:
         """Whether reports are printed."""
         return not self.as_json and not self.quiet
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anybody gets a document, which tells the sha256 of files."""
+        return self.as_json or self.has_report
 
     @property
     def has_report(self) -> bool:
@@ -77,6 +86,10 @@ class Sink:
             from frozenbn_cli.reports.terminal import section_report  # noqa: PLC0415  # As above.
 
             self.show(section_report(section, self.console, all_layers=all_layers))
+
+    def told(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document that tells how it came about."""
+        return {**document, "run": self._provenance().document()}
 
     def deliver(
         self,
@@ -98,6 +111,8 @@ class Sink:
             The exit code that a report takes which cannot be written; 0 for all else.
         """
         described = sections() if self.for_people or self.has_report else ()
+        if self.is_kept:
+            document = self.told(document)
         failed = self._write_report(command, document, described)
         if self.as_json:
             with reader_may_leave():
@@ -116,8 +131,11 @@ class Sink:
         sections: Sequence[Section],
     ) -> int:
         if self._report is not None:
+            from frozenbn_cli.reports.description import Page  # noqa: PLC0415  # As above.
+
             try:
-                self._report.write(command, sections, document)
+                page = Page(command, self._provenance(), tuple(sections))
+                self._report.write(page, document)
             except FrozenBNError as error:
                 return complain(error)
         return 0

@@ -43,6 +43,7 @@ from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
 from frozenbn_cli.version import __version__, torch_version
+from frozenbn_cli.wording import date_text
 
 if TYPE_CHECKING:
     from frozenbn_cli.conversion.scripting import Made
@@ -89,7 +90,6 @@ def convert_file(
     path, target = Path(path), None if output is None else Path(output)
     options = options or ConvertOptions()
     check_name(target, options.to)
-    options = replace(options, date=options.date or datetime.now(timezone.utc))
     with options.open(path) as checkpoint:
         to = format_of(checkpoint, options.to, target)
         target = target or default_output(path, to)
@@ -115,6 +115,7 @@ class _Conversion:
         self._target = output.target
         self._to = to
         self._options = options
+        self._date = date_text(options.date or datetime.now(timezone.utc))
         self._stages = Stages(progress)
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
@@ -342,7 +343,7 @@ class _Conversion:
         record = ConversionRecord(
             __version__, source, layers, (), deciding, recognised, dims_of=dims_of
         )
-        record = replace(record, date=self._options.date_text, torch=torch_version())
+        record = replace(record, date=self._date, torch=torch_version())
         return replace(record, verified=CLAIMS, claims=tuple(map(RecordedClaim.longest, CLAIMS)))
 
     def _verify(

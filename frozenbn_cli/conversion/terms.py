@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from frozenbn_cli.batch_norms.plan import Plan
-from frozenbn_cli.batch_norms.record import DATE_FORM
 from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
@@ -87,11 +86,6 @@ class ConvertOptions(RunOptions):
             strip_prefix=self.strip_prefix,
             add_prefix=self.add_prefix,
         )
-
-    @property
-    def date_text(self) -> str:
-        """The date to the second, as in ISO 8601; empty if there is none."""
-        return self.date.astimezone(timezone.utc).strftime(DATE_FORM) if self.date else ""
 
     @property
     def names_are_given(self) -> bool:

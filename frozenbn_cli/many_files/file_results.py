@@ -30,6 +30,7 @@ class ConversionSummary:
         input_sha256: None where not all of it was read.
         output_format: Of the result.
         output_bytes: Its size; None where nothing was written.
+        output_sha256: None where nothing was written, or the options do not ask for it.
         key: Where in the file the state dict stands.
         prefix: What was taken off every name.
         layers: How many BatchNorm layers there are.
@@ -45,6 +46,7 @@ class ConversionSummary:
     input_sha256: str | None
     output_format: OutputFormat
     output_bytes: int | None
+    output_sha256: str | None = None
     key: str
     prefix: str
     layers: int
@@ -68,6 +70,7 @@ class ConversionSummary:
             input_sha256=result.input_sha256,
             output_format=result.output_format,
             output_bytes=result.output_bytes,
+            output_sha256=result.output_sha256,
             key=result.key,
             prefix=result.prefix,
             layers=len(result.plan.layers),

@@ -88,6 +88,7 @@ def _files(result: ConversionResult) -> tuple[FileFacts, ...]:
     output = file_facts(
         format=result.output_format,
         size="not written" if result.output_bytes is None else size_text(result.output_bytes),
+        sha256=result.output_sha256 or "",
         made=result.made,
         took=took_text(result.seconds),
     )

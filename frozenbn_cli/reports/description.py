@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Literal
 
 from frozenbn_cli.batch_norms.findings import Severity
@@ -13,21 +12,24 @@ from frozenbn_cli.calibration.drift import Drift
 from frozenbn_cli.inspection import Statistics
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.grouping import FindingGroup, finding_labels
+from frozenbn_cli.reports.provenance import Provenance
 from frozenbn_cli.reports.words import range_text
-from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.claims import Claim, ClaimName
 
 __all__ = [
-    "CLAIMS",
+    "OVERVIEW_TITLES",
     "STATE_TITLES",
     "UNKNOWN",
     "Command",
     "FileFacts",
+    "Glance",
     "LayerRow",
     "Page",
     "Part",
     "Section",
     "Tone",
     "Verdict",
+    "claim_words",
 ]
 
 Command = Literal["calibrate", "convert", "inspect", "verify"]
@@ -44,12 +46,33 @@ STATE_TITLES: dict[Command, str] = {
 }
 """The title over what was, or would be, done with each layer."""
 
-CLAIMS = {
-    "contents": "Every entry that was not to change is bit-identical in the converted file.",
-    "layers": "Each frozen layer gives the outputs of its BatchNorm in eval.",
-    "model": "The whole model gives the same outputs before and after.",
+OVERVIEW_TITLES: dict[Command, tuple[str, ...]] = {
+    "convert": ("File", "Holds", "Frozen", "eps", "Result", "Output"),
+    "verify": ("File", "Holds", "Frozen", "eps", "Result", "Compared with"),
+    "inspect": ("File", "Holds", "Layers", "eps", "Health", "convert would"),
 }
-"""What each claim says."""
+"""The titles over the overview that a report of several files begins with."""
+
+_CLAIMS: dict[ClaimName, tuple[str, str]] = {
+    "contents": (
+        "Every entry that was not to change is bit-identical in the converted file.",
+        "Is every entry that was not to change bit-identical in the converted file?",
+    ),
+    "layers": (
+        "Each frozen layer gives the outputs of its BatchNorm in eval.",
+        "Does each frozen layer give the outputs of its BatchNorm in eval?",
+    ),
+    "model": (
+        "The whole model gives the same outputs before and after.",
+        "Does the whole model give the same outputs before and after?",
+    ),
+}
+
+
+def claim_words(claim: Claim) -> str:
+    """Return what a claim says: a question, until it was found to hold."""
+    statement, question = _CLAIMS[claim.name]
+    return statement if claim.status == "equal" else question
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +209,23 @@ class Part:
     layers: tuple[LayerRow, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """One file in the overview of several, beside its name and what it amounts to.
+
+    Attributes:
+        holds: What kind of file it is.
+        layers: How many BatchNorm layers it has, or how many of them are frozen.
+        eps: Their eps, and where that is known from.
+        then: What `convert` would do with it, or where the result is.
+    """
+
+    holds: str = UNKNOWN
+    layers: str = UNKNOWN
+    eps: str = UNKNOWN
+    then: str = UNKNOWN
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """What was done with one file, or one pair of files.
@@ -198,6 +238,8 @@ class Section:
         claims: Those of a verification, if there was one.
         findings: On the file as a whole.
         parts: The models in it.
+        glance: What the overview of several files says of this one.
+        record: What the file says of its own conversion: label and value.
         notes: On the file as a whole.
         steps: What comes next: a sentence, and lines of Python.
     """
@@ -209,8 +251,16 @@ class Section:
     claims: tuple[Claim, ...] = ()
     findings: tuple[FindingGroup, ...] = ()
     parts: tuple[Part, ...] = ()
+    glance: Glance = field(default_factory=Glance)
+    record: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     steps: tuple[str, str] | None = None
+
+    @property
+    def overview_row(self) -> tuple[str, ...]:
+        """What the overview of several files says of this one, in the order of its titles."""
+        glance, words = self.glance, self.verdict.words
+        return self.files[0].path, glance.holds, glance.layers, glance.eps, words, glance.then
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +269,17 @@ class Page:
 
     Attributes:
         command: That it reports on.
-        version: Of frozenbn.
-        written: When.
+        provenance: How it came about.
         sections: One for each file, or pair of files.
     """
 
     command: Command
-    version: str
-    written: datetime
-    sections: tuple[Section, ...] = field(default_factory=tuple)
+    provenance: Provenance
+    sections: tuple[Section, ...] = ()
+
+    @property
+    def overview(self) -> list[tuple[Section, tuple[str, ...]]]:
+        """The rows over several files, in the order of `OVERVIEW_TITLES`, each with its section."""
+        if len(self.sections) < 2:
+            return []
+        return [(section, section.overview_row) for section in self.sections]

@@ -14,12 +14,13 @@ from markupsafe import Markup
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import (
-    CLAIMS,
+    OVERVIEW_TITLES,
     STATE_TITLES,
     LayerRow,
     Page,
     Part,
     Section,
+    claim_words,
 )
 from frozenbn_cli.reports.evidence import COLUMNS, DifferenceRow, difference_rows, tolerance_words
 from frozenbn_cli.verification.claims import Claim
@@ -94,10 +95,11 @@ def render(page: Page) -> str:
         script=script,
         script_hash=base64.b64encode(digest).decode(),
         marks=_MARKS,
-        claims=CLAIMS,
+        claim_words=claim_words,
         claim_marks=_CLAIM_MARKS,
         claim_tones=_CLAIM_TONES,
         state_title=STATE_TITLES[page.command],
+        overview_titles=OVERVIEW_TITLES[page.command],
         difference_columns=COLUMNS,
         difference_keys=_DIFFERENCE_KEYS,
         differences=[

@@ -9,15 +9,26 @@ from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import InspectedStateDict, Inspection
 from frozenbn_cli.reports.console import printable
-from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
+from frozenbn_cli.reports.description import (
+    UNKNOWN,
+    FileFacts,
+    Glance,
+    Part,
+    Section,
+    Tone,
+    Verdict,
+)
 from frozenbn_cli.reports.facts import file_facts
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_briefly, recognised_lines
+from frozenbn_cli.reports.records import record_facts
 from frozenbn_cli.reports.words import count_text, named, size_text
-from frozenbn_cli.wording import counted
+from frozenbn_cli.wording import counted, listed
 
 __all__ = ["describe_inspection"]
+
+_NOT_HASHED = "not taken, since inspect reads no weights; convert and verify tell it"
 
 
 def describe_inspection(inspection: Inspection | FrozenBNError) -> Section:
@@ -29,6 +40,7 @@ def describe_inspection(inspection: Inspection | FrozenBNError) -> Section:
         holds=inspection.kind,
         stored_as=inspection.container,
         size=size_text(inspection.size_bytes),
+        sha256=_NOT_HASHED,
         took=f"{inspection.seconds:.2f} s",
         model=inspection.model,
     )
@@ -43,6 +55,8 @@ def describe_inspection(inspection: Inspection | FrozenBNError) -> Section:
             _part(part, f"key {printable(part.key)}" if several else "")
             for part in inspection.state_dicts
         ),
+        glance=_glance(inspection),
+        record=record_facts(inspection.record) if inspection.record else (),
         notes=(f"beside: {beside}",) if beside else (),
     )
 
@@ -58,7 +72,7 @@ def _unreadable(error: FrozenBNError) -> Section:
 
 
 def _verdict(inspection: Inspection) -> Verdict:
-    detail = f"frozenbn convert {printable(_what_convert_would_do(inspection))}"
+    detail = printable("frozenbn convert would " + "".join(_convert_would(inspection)))
     plans = [item for part in inspection.state_dicts for item in part.plan.layers]
     severities = {finding.severity for item in plans for finding in item.findings}
     if inspection.has_errors:
@@ -72,28 +86,41 @@ def _verdict(inspection: Inspection) -> Verdict:
     return Verdict("good", "Sound", detail)
 
 
-def _what_convert_would_do(inspection: Inspection) -> str:
+def _convert_would(inspection: Inspection) -> tuple[str, str]:
+    """Return what `convert` would do in a few words, and how a sentence with them goes on."""
     candidates = [part for part in inspection.state_dicts if part.plan.layers]
     if not inspection.state_dicts:
-        return f"would refuse it. {inspection.advice}"
+        return "refuse it", f". {inspection.advice}"
     if len(candidates) > 1:
         keys = " or ".join(f"--key {part.key}" for part in candidates)
-        return f"would ask which state dict is meant; pass {keys}."
+        return "ask which state dict is meant", f"; pass {keys}."
     if not candidates or not candidates[0].plan.selected:
         advice = (candidates[0].plan.advice if candidates else "") or inspection.advice
-        return f"would find nothing to freeze. {advice}".rstrip()
+        return "find nothing to freeze", f". {advice}".rstrip()
     plan = candidates[0].plan
     if candidates[0].misfits:
-        return "would refuse, since the file does not fit the model."
+        return "refuse", ", since the file does not fit the model."
     if plan.broken:
         unhealthy = f"{len(plan.broken)} of {counted(len(plan.layers), 'layer')}"
         if plan.forceable:
-            return f"would refuse, since the statistics of {unhealthy} are unhealthy."
-        return f"would refuse, since {unhealthy} cannot be frozen."
-    frozen = f"would freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}"
+            return "refuse", f", since the statistics of {unhealthy} are unhealthy."
+        return "refuse", f", since {unhealthy} cannot be frozen."
+    frozen = f"freeze {len(plan.frozen)} of {counted(len(plan.layers), 'layer')}"
     if cannot := candidates[0].unsupported:
-        return f"{frozen}, and leave out what it cannot write: {named(cannot)}."
-    return f"{frozen}."
+        return frozen, f", and leave out what it cannot write: {named(cannot)}."
+    return frozen, "."
+
+
+def _glance(inspection: Inspection) -> Glance:
+    layers = [item.layer for part in inspection.state_dicts for item in part.plan.layers]
+    dims = Counter(f"{layer.spatial_dims or '?'}d" for layer in layers)
+    eps = dict.fromkeys(f"{layer.eps.value:g} {layer.eps.source}" for layer in layers)
+    return Glance(
+        holds=inspection.kind,
+        layers=", ".join(f"{count:,} {name}" for name, count in dims.items()) or "none",
+        eps=listed(eps, 2) or UNKNOWN,
+        then=_convert_would(inspection)[0],
+    )
 
 
 def _part(part: InspectedStateDict, heading: str) -> Part:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import (
-    CLAIMS,
+    OVERVIEW_TITLES,
     STATE_TITLES,
     Command,
     FileFacts,
@@ -15,6 +15,7 @@ from frozenbn_cli.reports.description import (
     Page,
     Part,
     Section,
+    claim_words,
 )
 from frozenbn_cli.reports.evidence import COLUMNS, difference_rows, tolerance_words
 from frozenbn_cli.reports.grouping import FindingGroup
@@ -31,16 +32,12 @@ _ROWS = 20
 def render(page: Page) -> str:
     """Return a report as GitHub Markdown."""
     blocks = [f"# frozenbn {page.command}"]
-    if len(page.sections) > 1:
-        rows = [
-            (_code(section.files[0].path), _verdict(section), _text(section.verdict.detail))
-            for section in page.sections
-        ]
-        blocks.append(_table(("File", "Verdict", ""), rows))
+    if page.overview:
+        rows = [_overview_row(section, row) for section, row in page.overview]
+        blocks.append(_table(OVERVIEW_TITLES[page.command], rows))
     for section in page.sections:
         blocks += _section(section)
-    stamp = page.written.strftime("%Y-%m-%d %H:%M UTC")
-    blocks.append(f"<sub>Written by frozenbn {page.version}, {stamp}.</sub>")
+    blocks += ["## How this report came about", _facts(page.provenance.facts)]
     return "\n\n".join(blocks)
 
 
@@ -63,6 +60,9 @@ def _section(section: Section) -> Iterator[str]:
         yield _findings(section.findings)
     for part in section.parts:
         yield from _part(part, section.command)
+    if section.record:
+        yield "### What the file says of its conversion"
+        yield _facts(section.record)
     if section.notes:
         yield _list(map(_text, section.notes))
     if section.steps:
@@ -70,6 +70,15 @@ def _section(section: Section) -> Iterator[str]:
         yield "### What comes next"
         yield _text(sentence)
         yield _fenced(lines)
+
+
+def _overview_row(section: Section, row: Sequence[str]) -> tuple[str, ...]:
+    path, holds, layers, eps, _, then = row
+    return _code(path), _text(holds), layers, _text(eps), _verdict(section), _text(then)
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return _table(("", ""), [(_text(label), _text(value)) for label, value in facts])
 
 
 def _verdict(section: Section) -> str:
@@ -83,7 +92,7 @@ def _file_row(file: FileFacts) -> tuple[str, str, str]:
 
 def _claim_row(claim: Claim) -> tuple[str, ...]:
     status = f"{_CLAIM_MARKS[claim.status]} {claim.status}"
-    return claim.name, status, CLAIMS[claim.name], _text(printable(claim.detail))
+    return claim.name, status, claim_words(claim), _text(printable(claim.detail))
 
 
 def _differences(claim: Claim) -> Iterator[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.reports.console import printable
-from frozenbn_cli.reports.description import Command, Page, Section
+from frozenbn_cli.reports.description import Page
 from frozenbn_cli.reports.documents import to_json
-from frozenbn_cli.version import __version__
 
 __all__ = ["SUFFIXES", "ReportFile"]
 
@@ -64,29 +62,18 @@ class ReportFile:
                 )
         self._output.check_target()
 
-    def write(
-        self,
-        command: Command,
-        sections: Sequence[Section],
-        document: dict[str, Any],
-    ) -> None:
+    def write(self, page: Page, document: dict[str, Any]) -> None:
         """Write the report.
 
         Args:
-            command: That it reports on.
-            sections: What it says to people.
+            page: What it says to people.
             document: What it says to programs, the same as ``--json``.
 
         Raises:
             UsageError: It has come into being meanwhile, and may not be replaced.
             OutputError: It cannot be written.
         """
-        if self.suffix == ".json":
-            text = to_json(document)
-        else:
-            written = datetime.now(timezone.utc)
-            page = Page(command, __version__, written, tuple(sections))
-            text = _render(self.suffix, page)
+        text = to_json(document) if self.suffix == ".json" else _render(self.suffix, page)
         with self._output as output:
             with output.writing() as file:
                 # What is no Unicode came out of a file's names, and is no reason to fail.

@@ -69,6 +69,8 @@ def section_report(
             blocks += _part(part, section, console, all_layers)
             blocks.append([_finding_line(group) for group in part.findings])
         blocks.append(lines(part.notes))
+    if section.record:
+        blocks.append(_record(section.record, console))
     if section.claims:
         blocks += [[_claims(section.claims, console)], evidence(section.claims, console)]
     closing = [*lines(section.notes)]
@@ -329,6 +331,14 @@ def _finding_line(group: FindingGroup) -> Text:
     line.append(f"{group.severity}: ", _SEVERITIES[group.severity])
     where = f" ({group.where})" if group.where else ""
     return line.append(f"{group.message}{where}. {group.advice}".rstrip())
+
+
+def _record(facts: Iterable[tuple[str, str]], console: Console) -> list[RenderableType]:
+    """Return what a file says of its own conversion."""
+    table = plain_table(no_wrap=1)
+    for label, value in facts:
+        table.add_row(Text(label), Text(suited(value, console)))
+    return [Text("what the file says of its conversion", "bold"), Padding(table, (0, 0, 0, 2))]
 
 
 # Claims and what comes next

@@ -103,11 +103,15 @@ def _renamed_words(old: str, new: str) -> str:
 
 def _files(result: VerificationResult) -> tuple[FileFacts, ...]:
     original = file_facts(
-        holds=result.original_kind, key=result.key, size=size_text(result.original_bytes)
+        holds=result.original_kind,
+        key=result.key,
+        size=size_text(result.original_bytes),
+        sha256=result.original_sha256 or "",
     )
     converted = file_facts(
         holds=result.converted_kind,
         size=size_text(result.converted_bytes),
+        sha256=result.converted_sha256 or "",
         compared=str(result.tolerance),
         took=took_text(result.seconds),
     )

@@ -13,6 +13,7 @@ __all__ = [
     "VerdictWords",
     "by_reason",
     "count_text",
+    "eps_text",
     "factor_text",
     "mean_drift_text",
     "named",
@@ -45,6 +46,14 @@ def count_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
+
+
+def eps_text(counts: Mapping[tuple[float, str], int]) -> str:
+    """Return every eps with its source, and of how many layers it is if there are several."""
+    return ", ".join(
+        f"{value:g} {source}" + (f" ({count:,})" if len(counts) > 1 else "")
+        for (value, source), count in counts.items()
+    )
 
 
 def took_text(seconds: Mapping[str, float]) -> str:

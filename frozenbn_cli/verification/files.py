@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
+from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.building import BuiltOnce
@@ -60,6 +62,8 @@ class VerificationResult:
         converted_path: The file after.
         converted_kind: What it holds, and how it is stored.
         converted_bytes: Its size.
+        original_sha256: None where the options do not ask for it.
+        converted_sha256: As above.
         key: Where in the original the state dict stands; empty if it is the whole file.
         recorded: What was taken from the record of the converted file.
         plan: The layers of the original, findings, and which should be frozen.
@@ -79,6 +83,8 @@ class VerificationResult:
     converted_path: Path
     converted_kind: str
     converted_bytes: int
+    original_sha256: str | None = None
+    converted_sha256: str | None = None
     key: str
     recorded: Recorded
     plan: Plan
@@ -129,7 +135,21 @@ def verify_files(
         if options.model is not None:
             model = fitted_to(before.state_dict(options.key), options.model)
             options = replace(options, model=model and BuiltOnce(model))
-        return _Verification(before, after, options, recorded, progress).run()
+        if not options.hash_files:
+            return _Verification(before, after, options, recorded, progress).run()
+        with _hashed_beside(before, after) as (first, second):
+            result = _Verification(before, after, options, recorded, progress).run()
+            return replace(result, original_sha256=first.result(), converted_sha256=second.result())
+
+
+@contextmanager
+def _hashed_beside(*files: Checkpoint) -> Iterator[list[Future[str]]]:
+    """Take the sha256 of files while they are read for something else."""
+    pool = ThreadPoolExecutor(len(files))
+    try:
+        yield [pool.submit(fingerprint, file.sources) for file in files]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Verification:

@@ -25,6 +25,7 @@ class VerifyOptions(RunOptions):
         rtol: As above.
         require: The claims that have to be found equal, or the verdict is no ``passed``.
         summarize: Sum up the numbers of each layer, for a report that draws them.
+        hash_files: Take the sha256 of both files, for a report that names it.
     """
 
     key: str | None = None
@@ -35,6 +36,7 @@ class VerifyOptions(RunOptions):
     rtol: float = 0.0
     require: tuple[ClaimName, ...] = ()
     summarize: bool = False
+    hash_files: bool = False
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)

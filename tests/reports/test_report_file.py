@@ -29,6 +29,7 @@ from frozenbn_cli.reports.conversions import describe_conversion
 from frozenbn_cli.reports.description import LayerRow, Page
 from frozenbn_cli.reports.evidence import difference_rows
 from frozenbn_cli.reports.inspections import describe_inspection
+from frozenbn_cli.reports.provenance import Provenance
 from frozenbn_cli.reports.report_file import ReportFile
 from frozenbn_cli.reports.verifications import describe_verification
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
@@ -45,11 +46,18 @@ from tests.reports.test_terminal import (
 )
 
 WRITTEN = datetime(2030, 1, 2, 3, 4, tzinfo=timezone.utc)
+PROVENANCE = Provenance(
+    command_line=("frozenbn", "inspect", "my model.pt"),
+    date=WRITTEN,
+    frozenbn="0.0.0",
+    torch="2.0.0",
+    python="3.14.0",
+)
 HOSTILE_NAME = "<script>alert(1)</script>"
 
 
 def page(*sections: Any, command: Any = "inspect") -> Page:
-    return Page(command, "0.0.0", WRITTEN, sections)
+    return Page(command, PROVENANCE, sections)
 
 
 class Parsed(HTMLParser):
@@ -534,9 +542,7 @@ def test_a_report_is_complete_or_not_there(
     monkeypatch.setattr("os.fsync", fail)
 
     with pytest.raises(OutputError, match="No space left"):
-        ReportFile(path, replace=True).write(
-            "inspect", [describe_inspection(inspect_file(model))], {}
-        )
+        ReportFile(path, replace=True).write(page(describe_inspection(inspect_file(model))), {})
 
     assert path.read_text() == "old"
     assert not list(tmp_path.glob("*.partial"))
@@ -546,7 +552,7 @@ def test_names_that_are_no_unicode_are_escaped(tmp_path: Path, model: Path) -> N
     found = replace(inspect_file(model), path=Path("a\udcff.pt"))
     for suffix in ("html", "md"):
         path = tmp_path / f"report.{suffix}"
-        ReportFile(path).write("inspect", [describe_inspection(found)], {})
+        ReportFile(path).write(page(describe_inspection(found)), {})
 
         assert "a\\udcff.pt" in path.read_text(encoding="utf-8")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from frozenbn_cli.cli.invocation import Invocation
 from frozenbn_cli.cli.sink import Sink
 
 __all__ = ["AllLayers", "Check", "ForceReport", "ReportArguments"]
@@ -56,13 +57,19 @@ class ReportArguments:
         typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_REPORT),
     ] = False
 
-    def sink(self, others: Sequence[Path | None], *, force: bool) -> Sink:
+    def sink(self, invocation: Invocation, others: Sequence[Path | None], *, force: bool) -> Sink:
         """Return where the words of a command go.
 
         Args:
+            invocation: What was typed, and when.
             others: The files of the command, which a report never replaces.
             force: Whether a report replaces one that exists.
         """
         return Sink(
-            as_json=self.as_json, quiet=self.quiet, report=self.report, others=others, force=force
+            invocation,
+            as_json=self.as_json,
+            quiet=self.quiet,
+            report=self.report,
+            others=others,
+            force=force,
         )
