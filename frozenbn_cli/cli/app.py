@@ -39,7 +39,7 @@ from frozenbn_cli.cli.options.examples import (
 )
 from frozenbn_cli.cli.options.groups import command
 from frozenbn_cli.cli.options.layers import ForceUnhealthy, LayerArguments, NoRecognise
-from frozenbn_cli.cli.options.many_files import ManyArguments
+from frozenbn_cli.cli.options.many_files import ManyArguments, Recursive
 from frozenbn_cli.cli.options.models import (
     ModelArguments,
     NoVerify,
@@ -107,6 +107,7 @@ def inspect(
     layers: LayerArguments,
     no_recognise: NoRecognise = False,
     model: ModelArguments,
+    recursive: Recursive = False,
     all_layers: AllLayers = False,
     check: Check = False,
     reporting: ReportArguments,
@@ -130,7 +131,10 @@ def inspect(
         may_recognise=not no_recognise,
     )
     shown = import_quietly("frozenbn_cli.cli.inspect")
-    raise typer.Exit(shown.run(checkpoints, inspect_file, sink, all_layers=all_layers, check=check))
+    paths = import_quietly("frozenbn_cli.many_files.model_files").find_checkpoints(
+        checkpoints, recursive=recursive
+    )
+    raise typer.Exit(shown.run(paths, inspect_file, sink, all_layers=all_layers, check=check))
 
 
 @command(app, epilog=CONVERT_EXAMPLES)
@@ -181,7 +185,7 @@ def convert(
     if not output.dry_run:
         tidy(output_dir or (output.output or checkpoints[0]).parent, recursive=many.recursive)
     if output_dir is not None:
-        many.check_with(output.output, reporting.report)
+        many.check_with(output.output)
         of_many = import_quietly("frozenbn_cli.cli.convert_many")
         into = {"output_dir": output_dir, "options": how}
         raise typer.Exit(of_many.run(checkpoints, many, sink, all_files=all_layers, **into))

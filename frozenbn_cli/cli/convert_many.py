@@ -9,11 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from frozenbn_cli.cli.options.many_files import ManyArguments
-from frozenbn_cli.cli.sink import Sink, complain, print_json, reader_may_leave
+from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConvertOptions
 from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.many_files.dask_cluster import dask_executor
 from frozenbn_cli.many_files.file_results import FileResult, exit_code_of
+from frozenbn_cli.reports.batch_sections import describe_file
 from frozenbn_cli.reports.batch_text import batch_report, file_line
 from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import make_console
@@ -70,18 +71,20 @@ def run(
             if not view.total:
                 raise
     seconds = time.perf_counter() - started
-    if sink.as_json:
-        document = batch_document(view.results, total=view.total, seconds=seconds)
-        with reader_may_leave():
-            print_json(sink.told(document))
-    else:
-        report = batch_report(
-            view.results,
+    results = view.results
+    sink.show(
+        batch_report(
+            results,
             console,
             total=view.total,
             seconds=seconds,
             table=not as_lines,
             all_files=all_files,
         )
-        sink.show(report)
-    return exit_code_of(view.results, view.total)
+    )
+    failed = sink.deliver(
+        "convert",
+        batch_document(results, total=view.total, seconds=seconds),
+        lambda: list(map(describe_file, results)),
+    )
+    return max(failed, exit_code_of(results, view.total))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.text import Text
-
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import Inspection
@@ -26,32 +24,30 @@ def run(
     all_layers: bool,
     check: bool,
 ) -> int:
-    """Show what files are, one after the other, and return the exit code.
+    """Show what files are, several at a glance first, and return the exit code.
 
     Args:
         paths: The files.
         inspect: Looks at one.
         sink: Where the words go.
-        all_layers: Show every layer.
+        all_layers: Show every layer, and every file.
         check: Whether unhealthy statistics are an exit code.
     """
-    found: list[Inspection | FrozenBNError] = []
-    for path in paths:
+
+    def look(path: Path) -> Inspection | FrozenBNError:
         try:
-            inspection = inspect(path)
+            return inspect(path)
         except FrozenBNError as error:
-            found.append(error)
             if not sink.as_json:
                 complain(error)
-            continue
-        if found:
-            sink.show(Text())
-        sink.show_section(describe_inspection(inspection), all_layers=all_layers)
-        found.append(inspection)
+            return error
+
+    found = list(map(look, paths))
     failed = sink.deliver(
         "inspect",
         inspection_document(found),
         lambda: [describe_inspection(item) for item in found],
+        all_layers=all_layers,
     )
     failures = [item.exit_code for item in found if isinstance(item, FrozenBNError)]
     unhealthy = any(item.has_errors for item in found if isinstance(item, Inspection))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Sink", "complain", "print_json", "reader_may_leave", "tidy"]
 
 
+_MOST_SECTIONS = 4
+
+
 class Sink:
     """What a command prints, and the report that it writes into a file.
 
@@ -80,16 +83,21 @@ class Sink:
                 for part in parts:
                     print_report(self.console, part)
 
-    def show_section(self, section: Section, *, all_layers: bool = False) -> None:
-        """Print one section of a report for people, at once."""
-        if self.for_people:
-            from frozenbn_cli.reports.terminal import section_report  # noqa: PLC0415  # As above.
+    def _show_sections(self, sections: Sequence[Section], *, all_layers: bool) -> None:
+        """Print sections for people, at once; several at a glance first, and many only so."""
+        from frozenbn_cli.reports.overview import overview_report  # noqa: PLC0415  # As above.
+        from frozenbn_cli.reports.terminal import section_report  # noqa: PLC0415  # As above.
 
+        is_folded = len(sections) > _MOST_SECTIONS and not all_layers
+        if len(sections) > 1:
+            hint = "--all shows each file" if is_folded else ""
+            self.show(overview_report(sections, self.console, hint=hint))
+        for section in () if is_folded else sections:
+            if len(sections) > 1:
+                if not section.files[0].facts:  # It could not be read, as was told by now.
+                    continue
+                self.show(Text())
             self.show(section_report(section, self.console, all_layers=all_layers))
-
-    def told(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document that tells how it came about."""
-        return {**document, "run": self._provenance().document()}
 
     def deliver(
         self,
@@ -105,21 +113,21 @@ class Sink:
             command: Whose result it is.
             document: For programs.
             sections: The same, for people; made only if somebody sees them.
-            all_layers: Whether to show every layer; None if the sections were shown by now.
+            all_layers: Whether to show every layer; None where the sections are for reports alone.
 
         Returns:
             The exit code that a report takes which cannot be written; 0 for all else.
         """
-        described = sections() if self.for_people or self.has_report else ()
+        is_shown = self.for_people and all_layers is not None
+        described = sections() if is_shown or self.has_report else ()
         if self.is_kept:
-            document = self.told(document)
+            document = {**document, "run": self._provenance().document()}
         failed = self._write_report(command, document, described)
         if self.as_json:
             with reader_may_leave():
                 print_json(document)
-        if all_layers is not None:
-            for section in described:
-                self.show_section(section, all_layers=all_layers)
+        if is_shown:
+            self._show_sections(described, all_layers=bool(all_layers))
         if self._report and not failed:
             self.show(Text(f"\n{self._report.announcement}"))
         return failed

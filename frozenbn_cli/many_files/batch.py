@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from frozenbn_cli.containers.atomic_output import marked, remove_marked
-from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
+from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import (
     FrozenBNError,
     OutputError,
@@ -24,7 +24,12 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult, FileState
+from frozenbn_cli.many_files.file_results import (
+    ConversionSummary,
+    FileResult,
+    FileState,
+    without_tensors,
+)
 from frozenbn_cli.many_files.model_files import (
     ModelFile,
     check_collisions,
@@ -137,13 +142,15 @@ def convert_one(job: Job) -> FileResult:
     path = job.file.path
     error: FrozenBNError
     trace = ""
-    summary = None
+    summary = conversion = None
     try:
         _check_version(job)
         found = _convert_or_find(job)
         return replace(found, seconds=time.perf_counter() - started)
     except RefusedError as refused:
-        summary = ConversionSummary.of(refused.result) if refused.result else None
+        if refused.result:
+            summary = ConversionSummary.of(refused.result)
+            conversion = _for_report(refused.result, job)
         error = refused
         # It holds open files.
         error.result = None
@@ -157,6 +164,7 @@ def convert_one(job: Job) -> FileResult:
         path=path,
         state="failed",
         summary=summary,
+        conversion=conversion,
         error=error.with_traceback(None),
         seconds=time.perf_counter() - started,
         traceback=trace,
@@ -189,7 +197,12 @@ def _convert_or_find(job: Job) -> FileResult:
         state="done",
         output=result.output_path,
         summary=ConversionSummary.of(result),
+        conversion=_for_report(result, job),
     )
+
+
+def _for_report(result: ConversionResult, job: Job) -> ConversionResult | None:
+    return without_tensors(result) if job.options.summarize else None
 
 
 def _is_there(file: ModelFile, to: OutputFormat | None) -> bool:

@@ -13,7 +13,7 @@ from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.verification.claims import Claim
 
-__all__ = ["ConversionSummary", "FileResult", "FileState", "exit_code_of"]
+__all__ = ["ConversionSummary", "FileResult", "FileState", "exit_code_of", "without_tensors"]
 
 FileState = Literal["waiting", "running", "done", "skipped", "failed"]
 
@@ -91,6 +91,8 @@ class FileResult:
         output: What was written, or was there already, or would be written in a dry run.
         summary: What was done; None where it failed before there was anything to say, or where it
             was skipped.
+        conversion: All that was done, for a report; None where the options ask for no summaries of
+            layers, or where there is none.
         error: Why it failed.
         seconds: The time that it took.
         traceback: Where in the code an unexpected error came up; empty for all others.
@@ -100,6 +102,7 @@ class FileResult:
     state: FileState
     output: Path | None = None
     summary: ConversionSummary | None = None
+    conversion: ConversionResult | None = None
     error: FrozenBNError | None = None
     seconds: float = 0.0
     traceback: str = ""
@@ -115,3 +118,11 @@ def exit_code_of(results: Collection[FileResult], total: int | None = None) -> i
     if total is not None and len(results) < total:
         return INTERRUPTED
     return max((result.exit_code for result in results), default=0)
+
+
+def without_tensors(result: ConversionResult) -> ConversionResult:
+    """Return a result that holds no file open, and can be sent from process to process."""
+    layers = tuple(
+        replace(item, layer=replace(item.layer, tensors={})) for item in result.plan.layers
+    )
+    return replace(result, plan=replace(result.plan, layers=layers), entries=())

@@ -24,6 +24,7 @@ __all__ = [
     "MODEL_SUFFIXES",
     "ModelFile",
     "check_collisions",
+    "find_checkpoints",
     "find_model_files",
     "names_several",
     "possible_outputs",
@@ -107,6 +108,27 @@ def find_model_files(
     return list(found.values())
 
 
+def find_checkpoints(paths: Iterable[Path], *, recursive: bool = False) -> list[Path]:
+    """Return the files to look at that paths, folders and patterns name, each once.
+
+    Unlike for `find_model_files`, outputs of earlier runs are among them, and a folder that holds
+    one model, or nothing that a name could tell, stands for itself: opening it says what it is.
+
+    Args:
+        paths: As the user gave them.
+        recursive: Look into the folders in a folder too.
+
+    Raises:
+        UsageError: A pattern names no file, or a folder none but in the folders in it.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        is_itself = _is_folder(path) and not names_several(path)
+        for each in (path,) if is_itself else _argument(path, None, recursive).paths:
+            found.setdefault(_absolute(each), each)
+    return list(found.values())
+
+
 def possible_outputs(file: ModelFile, to: OutputFormat | None) -> list[Path]:
     """Return where the output of a file may be; two where its content decides on the format."""
     formats = [to] if to else BY_KIND
@@ -146,7 +168,7 @@ def _output_of(file: ModelFile, to: OutputFormat | None) -> Path:
     return file.output_dir / default_output(file.path, to).name
 
 
-def _argument(path: Path, output_dir: Path, recursive: bool) -> _Argument:
+def _argument(path: Path, output_dir: Path | None, recursive: bool) -> _Argument:
     if _is_one_input(path):
         return _Argument(_absolute(path).parent, (path,))
     if _is_folder(path):
@@ -179,11 +201,14 @@ def _fixed_part(pattern: Path) -> Path:
     return fixed
 
 
-def _in_folder(folder: Path, output_dir: Path, recursive: bool) -> tuple[Path, ...]:
+def _in_folder(folder: Path, output_dir: Path | None, recursive: bool) -> tuple[Path, ...]:
     if _is_one_input(folder):
         return (folder,)
+    found = _walk(folder, recursive)
+    if output_dir is None:
+        return tuple(found)
     own = _OwnOutputs(folder, output_dir)
-    return tuple(path for path in _walk(folder, recursive) if not own.has(path))
+    return tuple(path for path in found if not own.has(path))
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -164,6 +164,10 @@ def _summary(results: Sequence[FileResult], console: Console, total: int, second
     facts = [*_verified(results), *_sizes(results, console), f"{seconds:.1f} s"]
     dot = symbol(console, "·")
     line.append("".join(f" {dot} {fact}" for fact in facts))
+    if cut:
+        line.append(
+            "\nWhat is finished stays; the same command with --skip-existing does the rest."
+        )
     return line
 
 

@@ -8,8 +8,16 @@ from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.conversion.terms import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.reports.console import printable
-from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
-from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
+from frozenbn_cli.reports.description import (
+    UNKNOWN,
+    FileFacts,
+    Glance,
+    Part,
+    Section,
+    Tone,
+    Verdict,
+)
+from frozenbn_cli.reports.facts import VERDICT_TONES, eps_briefly, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_lines
@@ -55,7 +63,19 @@ def describe_conversion(result: ConversionResult, error: FrozenBNError | None = 
         claims=result.claims,
         findings=tuple(foreign_groups(result.foreign_names)),
         parts=(part,),
+        glance=_glance(result),
         steps=_next_steps(result) if result.outcome == "converted" else None,
+    )
+
+
+def _glance(result: ConversionResult) -> Glance:
+    plan = result.plan
+    is_done = result.outcome in ("converted", "planned")
+    return Glance(
+        holds=result.kind,
+        layers=f"{len(plan.frozen) if is_done else 0:,} of {len(plan.layers):,}",
+        eps=eps_briefly(plan),
+        then=printable(result.output_path) if is_done else UNKNOWN,
     )
 
 

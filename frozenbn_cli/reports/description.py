@@ -19,6 +19,7 @@ from frozenbn_cli.verification.claims import Claim, ClaimName
 __all__ = [
     "OVERVIEW_TITLES",
     "STATE_TITLES",
+    "TONE_STYLES",
     "UNKNOWN",
     "Command",
     "FileFacts",
@@ -34,6 +35,9 @@ __all__ = [
 
 Command = Literal["calibrate", "convert", "inspect", "verify"]
 Tone = Literal["good", "bad", "warn", "plain"]
+
+TONE_STYLES: dict[Tone, str] = {"good": "green", "bad": "red", "warn": "yellow", "plain": ""}
+"""How a terminal shows good news and bad ones."""
 
 UNKNOWN = "–"
 """What stands for a fact that the file does not tell."""

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.reports.console import printable
-from frozenbn_cli.reports.description import Tone
+from frozenbn_cli.reports.description import UNKNOWN, Tone
 from frozenbn_cli.verification.claims import Claim, ClaimName, Verdict
+from frozenbn_cli.wording import listed
 
-__all__ = ["VERDICT_TONES", "file_facts", "is_equal"]
+__all__ = ["VERDICT_TONES", "eps_briefly", "file_facts", "is_equal"]
 
 VERDICT_TONES: dict[Verdict, Tone] = {"passed": "good", "failed": "bad", "not verified": "warn"}
 """Whether what claims amount to is good news."""
+
+
+def eps_briefly(*plans: Plan) -> str:
+    """Return the first eps of all layers, each with its source."""
+    layers = [item.layer for plan in plans for item in plan.layers]
+    eps = dict.fromkeys(f"{layer.eps.value:g} {layer.eps.source}" for layer in layers)
+    return listed(eps, 2) or UNKNOWN
 
 
 def file_facts(**facts: str) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,6 @@ from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import InspectedStateDict, Inspection
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import (
-    UNKNOWN,
     FileFacts,
     Glance,
     Part,
@@ -18,13 +17,13 @@ from frozenbn_cli.reports.description import (
     Tone,
     Verdict,
 )
-from frozenbn_cli.reports.facts import file_facts
+from frozenbn_cli.reports.facts import eps_briefly, file_facts
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
 from frozenbn_cli.reports.layer_rows import layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_briefly, recognised_lines
 from frozenbn_cli.reports.records import record_facts
 from frozenbn_cli.reports.words import count_text, named, size_text
-from frozenbn_cli.wording import counted, listed
+from frozenbn_cli.wording import counted
 
 __all__ = ["describe_inspection"]
 
@@ -114,11 +113,10 @@ def _convert_would(inspection: Inspection) -> tuple[str, str]:
 def _glance(inspection: Inspection) -> Glance:
     layers = [item.layer for part in inspection.state_dicts for item in part.plan.layers]
     dims = Counter(f"{layer.spatial_dims or '?'}d" for layer in layers)
-    eps = dict.fromkeys(f"{layer.eps.value:g} {layer.eps.source}" for layer in layers)
     return Glance(
         holds=inspection.kind,
         layers=", ".join(f"{count:,} {name}" for name, count in dims.items()) or "none",
-        eps=listed(eps, 2) or UNKNOWN,
+        eps=eps_briefly(*(part.plan for part in inspection.state_dicts)),
         then=_convert_would(inspection)[0],
     )
 

@@ -17,11 +17,11 @@ from frozenbn_cli.calibration.drift import Drift
 from frozenbn_cli.reports.console import printable, suited, symbol
 from frozenbn_cli.reports.description import (
     STATE_TITLES,
+    TONE_STYLES,
     UNKNOWN,
     LayerRow,
     Part,
     Section,
-    Tone,
 )
 from frozenbn_cli.reports.evidence import evidence
 from frozenbn_cli.reports.grouping import FindingGroup
@@ -37,7 +37,6 @@ _NAME_WIDTH = 12
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*%#"
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-_TONES: dict[Tone, str] = {"good": "green", "bad": "red", "warn": "yellow", "plain": ""}
 _STATUSES = {
     "equal": ("✓", "green"),
     "different": ("✗", "bold red"),
@@ -103,7 +102,7 @@ def _convert_header(section: Section, console: Console) -> Text:
         output.get("made"),
     ]
     words = section.verdict.words
-    style = f"bold {_TONES[section.verdict.tone]}".rstrip()
+    style = f"bold {TONE_STYLES[section.verdict.tone]}".rstrip()
     return Text.assemble(
         Text(suited(" → ", console)).join(Text(path, "bold") for path in paths),
         "\n",
@@ -241,13 +240,13 @@ def _findings_or_state(row: LayerRow, console: Console) -> Text:
         return Text(row.state)
     if row.plan.action != "leave":
         return _findings(row, console)
-    state = Text(row.state, _TONES[row.tone])
+    state = Text(row.state, TONE_STYLES[row.tone])
     return Text(", ").join([state, _findings(row, console)]) if row.plan.findings else state
 
 
 def _state(row: LayerRow, console: Console) -> Text:
     mark = f"{symbol(console, '✓')} " if row.tone == "good" else ""
-    return Text(mark + row.state, _TONES[row.tone])
+    return Text(mark + row.state, TONE_STYLES[row.tone])
 
 
 def _words(name: str) -> Callable[[LayerRow, Console], str]:

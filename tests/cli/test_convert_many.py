@@ -78,6 +78,30 @@ class TestWhatIsSeen:
         jsonschema.validate(document, SCHEMA)
         assert [file["state"] for file in document["files"]] == ["skipped", "failed"]
 
+    @pytest.mark.parametrize("suffix", ["html", "md", "json"])
+    def test_one_report_of_all(self, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+        report = f"report.{suffix}"
+        code, out, _ = run_here(capsys, "convert", "zoo", "-r", *TO, "--report", report)
+
+        text = Path(report).read_text(encoding="utf-8")
+        assert (code, out.splitlines()[-1]) == (3, f"report: {report}")
+        for path in ("zoo/a.pt", "zoo/bad.pt", "zoo/x/a.pt", "out/x/a.frozen.safetensors"):
+            assert path in text
+        assert "ZIP archive without its directory" in text
+        if suffix == "html":
+            assert text.count('<a href="#s') == text.count('<section id="s') == 3
+            assert text.count("bn2") > 2
+            assert "2 of 2" in text
+
+    def test_a_report_of_the_rest_says_what_was_there(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_here(capsys, "convert", "zoo/a.pt", *TO)
+
+        run_here(capsys, "convert", "zoo", *TO, "--skip-existing", "--report", "r.md")
+
+        assert "| `zoo/a.pt` | – | – | – | ▫️ Skipped | out/a.frozen" in Path("r.md").read_text()
+
     def test_quiet_prints_nothing_but_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = run_here(capsys, "convert", "zoo", *TO, "--quiet")
 

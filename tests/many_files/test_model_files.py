@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.many_files.model_files import check_collisions, find_model_files, names_several
+from frozenbn_cli.many_files.model_files import (
+    check_collisions,
+    find_checkpoints,
+    find_model_files,
+    names_several,
+)
 from tests.builders.files import save, small_state
 
 INDEX = '{"weight_map": {"w": "model-00001-of-00001.safetensors"}}'
@@ -153,3 +158,34 @@ class TestCollisions:
 
         with pytest.raises(UsageError, match="is the output of"):
             self.check(tmp_path)
+
+
+@pytest.mark.usefixtures("zoo")
+class TestLooking:
+    def seen(self, *paths: str, recursive: bool = False) -> list[str]:
+        return [str(path) for path in find_checkpoints(map(Path, paths), recursive=recursive)]
+
+    def test_a_folder_stands_for_its_files_each_once(self) -> None:
+        expected = ["zoo/a.pt", "zoo/b.pth.tar", "zoo/big"]
+
+        assert self.seen("zoo", "zoo/a.pt") == expected
+        assert self.seen("zoo", recursive=True) == [*expected, "zoo/x/a.pt", "zoo/y/a.CKPT"]
+
+    def test_outputs_of_earlier_runs_are_among_them(self) -> None:
+        Path("zoo/a.frozen.pt").touch()
+
+        assert "zoo/a.frozen.pt" in self.seen("zoo")
+
+    def test_what_is_one_input_stays_one(self) -> None:
+        Path("empty").mkdir()
+
+        assert self.seen("zoo/big", "gone.pt", "empty") == ["zoo/big", "gone.pt", "empty"]
+
+    def test_says_where_only_folders_in_a_folder_have_any(self) -> None:
+        Path("outer/inner").mkdir(parents=True)
+        for name in ("a.pt", "b.pt"):
+            Path("outer/inner", name).touch()
+
+        with pytest.raises(UsageError, match="--recursive looks into"):
+            self.seen("outer")
+        assert self.seen("outer", recursive=True) == ["outer/inner/a.pt", "outer/inner/b.pt"]

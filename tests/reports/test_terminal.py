@@ -36,6 +36,7 @@ from frozenbn_cli.reports.documents import (
     verification_document,
 )
 from frozenbn_cli.reports.inspections import describe_inspection
+from frozenbn_cli.reports.overview import overview_report
 from frozenbn_cli.reports.terminal import section_report
 from frozenbn_cli.reports.verifications import describe_verification
 from frozenbn_cli.reports.words import size_text
@@ -285,6 +286,32 @@ def test_json_document_of_an_inspection(tmp_path: Path) -> None:
     assert_golden("inspect_small.json", to_json(inspection_document([found])))
 
 
+def several_inspected(tmp_path: Path) -> list[Section]:
+    states = {
+        "broken.pt": broken(), "many.pt": many_layers(), "plain.pt": {"fc.weight": torch.ones(2)},
+        "two.ckpt": {"model": small_state(), "ema": small_state()},
+        "a rather long folder/with a [v2] name.pth": small_state(),
+    }  # fmt: skip
+    sections = []
+    for name, state in states.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        found = inspect_file(save(tmp_path / name, state))
+        sections.append(describe_inspection(replace(found, path=Path(name))))
+    sections.append(describe_inspection(InputError("cannot be read", where=("gone.pt",))))
+    return sections
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_overview_of_several_files(tmp_path: Path, width: int | None) -> None:
+    sections = several_inspected(tmp_path)
+
+    text = printed(sections, width=width, render=overview_report, hint="--all shows each file")
+
+    assert_golden(f"overview_{width or 'piped'}.txt", text)
+    assert all(len(line) <= (width or 1000) for line in text.splitlines())
+    assert printed(sections, encoding="ascii", render=overview_report).isascii()
+
+
 def some_files(count: int) -> list[FileResult]:
     """Return results of which one is skipped, one has a warning, and the last one failed."""
     plain = ConversionSummary(
@@ -337,6 +364,7 @@ def test_report_of_an_interrupted_run_says_how_far_it_came() -> None:
     assert text == (
         "interrupted after 2 of 40 files: 2 done · 1 of 2 verified · 2.5 MB → 2.4 MB, safetensors"
         " · 9.5 s\n"
+        "What is finished stays; the same command with --skip-existing does the rest.\n"
     )
 
 

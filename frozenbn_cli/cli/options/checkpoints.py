@@ -12,7 +12,7 @@ __all__ = ["Checkpoints", "Converted", "Key", "NameArguments", "Original"]
 
 _INPUT = "Input"
 
-_READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of shards."
+_READ = "A model file: .pt, .pth, .ckpt, .bin, .safetensors, or a folder of them."
 
 Checkpoints = Annotated[
     list[Path], typer.Argument(help=_READ, metavar="CHECKPOINT", show_default=False)

@@ -18,6 +18,7 @@ def _examples(*commands: str) -> str:
 INSPECT_EXAMPLES = _examples(
     "frozenbn inspect model.pth",
     "frozenbn inspect last.ckpt --key model_ema --all",
+    "frozenbn inspect zoo --recursive --report zoo.html",
     "frozenbn inspect *.pth --json --check",
 )
 CONVERT_EXAMPLES = _examples(

@@ -10,9 +10,19 @@ import typer
 
 from frozenbn_cli.errors import UsageError
 
-__all__ = ["ManyArguments"]
+__all__ = ["ManyArguments", "Recursive"]
 
 _MANY = "Many files"
+
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive",
+        "-r",
+        help="Look into the folders in a folder too.",
+        rich_help_panel=_MANY,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +39,7 @@ class ManyArguments:
             rich_help_panel=_MANY,
         ),
     ] = None
-    recursive: Annotated[
-        bool,
-        typer.Option(
-            "--recursive",
-            "-r",
-            help="Look into the folders in a folder too.",
-            rich_help_panel=_MANY,
-        ),
-    ] = False
+    recursive: Recursive = False
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -74,13 +76,11 @@ class ManyArguments:
         """Whether there is anything that is only for many files."""
         return any((self.output_dir, self.recursive, self.skip_existing, self.jobs, self.scheduler))
 
-    def check_with(self, output: Path | None, report: Path | None) -> None:
+    def check_with(self, output: Path | None) -> None:
         """Refuse what is only for one file.
 
         Raises:
-            UsageError: An output or a report is wanted, of one file.
+            UsageError: An output is named, of one file.
         """
         if output is not None:
             raise UsageError("--output and --output-dir are given; one of them says where")
-        if report is not None:
-            raise UsageError("--report shows one conversion; --json tells of many")
