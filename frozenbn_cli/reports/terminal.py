@@ -146,7 +146,7 @@ def _calibrate_header(section: Section, console: Console) -> Text:
     return Text.assemble(
         Text(suited(" → ", console)).join(Text(file.path, "bold") for file in (source, output)),
         "\n",
-        (words[0].lower() + words[1:], f"bold {_TONES[section.verdict.tone]}".rstrip()),
+        (words[0].lower() + words[1:], f"bold {TONE_STYLES[section.verdict.tone]}".rstrip()),
         _dotted(["", *section.parts[-1].facts], console),
         "\n",
         _dotted(facts, console),
