@@ -99,7 +99,7 @@ def render(page: Page) -> str:
         claim_marks=_CLAIM_MARKS,
         claim_tones=_CLAIM_TONES,
         state_title=STATE_TITLES[page.command],
-        overview_titles=OVERVIEW_TITLES[page.command],
+        overview_titles=OVERVIEW_TITLES.get(page.command, ()),
         difference_columns=COLUMNS,
         difference_keys=_DIFFERENCE_KEYS,
         differences=[
