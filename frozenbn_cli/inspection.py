@@ -18,10 +18,10 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import StateDict, open_checkpoint
 from frozenbn_cli.errors import located
-from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.stages import import_torch_for
 
 __all__ = [
     "FIRST_DECADE",
@@ -208,7 +208,7 @@ def _described(
     """Return a state dict with what a model says of it, and how it does not fit that model."""
     if model is None:
         return part, ()
-    live_models = import_quietly("frozenbn_cli.live_models.describing")
+    live_models = import_torch_for("frozenbn_cli.live_models.describing")
     described: tuple[StateDict, tuple[str, ...]] = live_models.described_by(
         model, part, rename=rename
     )

@@ -57,7 +57,10 @@ def imported_by(path: Path) -> set[str]:
             inner = {f"{node.module}.{name.name}" for name in node.names}
             modules = {name for name in inner if is_module(name)}
             found |= modules or {node.module}
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_quietly":
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+            "import_quietly",
+            "import_torch_for",
+        ):
             found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
     return found
 

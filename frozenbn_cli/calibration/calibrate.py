@@ -36,7 +36,7 @@ from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.outputs.formats import calibrated_output
 from frozenbn_cli.outputs.patched import PatchedCopy
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.stages import Progress, Stages
+from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.wording import counted
 
@@ -78,7 +78,10 @@ def calibrate_file(
         RefusedError: There is nothing to calibrate, or a layer is given NaN or Inf.
     """
     naming = {"strip_prefix": options.strip_prefix, "add_prefix": options.add_prefix}
-    with open_checkpoint(path, keep_prefix=options.keep_prefix, **naming) as checkpoint:
+    with (
+        telling(progress),
+        open_checkpoint(path, keep_prefix=options.keep_prefix, **naming) as checkpoint,
+    ):
         target = calibrated_output(checkpoint.path) if output is None else Path(output)
         _check_suffix(checkpoint, target)
         atomic = AtomicOutput(target, replace=options.force)
@@ -90,7 +93,7 @@ def calibrate_file(
                 advice="Name another output with -o.",
             )
         with located(str(checkpoint.path)):
-            return _calibrate(checkpoint, atomic, options, Stages(progress))
+            return _calibrate(checkpoint, atomic, options, Stages())
 
 
 def _check_suffix(checkpoint: Checkpoint, target: Path) -> None:
@@ -124,7 +127,7 @@ def _calibrate(
         built = model()
         load_state(built, {name: to_tensor(entry) for name, entry in part.entries.items()})
     with stages.timed("calibrate"):
-        calibration, data = _run(built, before, options, stages)
+        calibration, data = _run(built, before, options)
     new = _new_entries(part, calibration)
     for name, content in new.items():
         copy.replace(name, part.entries[name], content)
@@ -190,9 +193,7 @@ def _check_entries(copy: PatchedCopy, part: StateDict, plan: Plan) -> None:
                 copy.check(part.stored_names.get(item.layer.entry_name(role), role), tensor)
 
 
-def _run(
-    model: nn.Module, before: Plan, options: CalibrateOptions, stages: Stages
-) -> tuple[Calibration, str]:
+def _run(model: nn.Module, before: Plan, options: CalibrateOptions) -> tuple[Calibration, str]:
     """Form the statistics of a model that has those of the file, and say from what."""
     frozen = {item.layer.name for item in before.layers if item.layer.frozen_already}
     with _foreign_code_of_data(options.data):
@@ -204,7 +205,6 @@ def _run(
             frozen=frozen,
             max_batches=options.max_batches,
             passes=options.passes,
-            stages=stages,
         )
         is_named = isinstance(options.data, (str, Path))
         return calibration, str(batches) if is_named else type(batches).__name__
@@ -263,8 +263,10 @@ def _write(checkpoint: Checkpoint, copy: PatchedCopy, output: AtomicOutput, stag
     ):
         digest = pool.submit(checkpoint.fingerprint)
         with output.writing() as file:
-            copy.write(file, stages.counter("writing", checkpoint.size_bytes))
+            copy.write(file, begin("writing", checkpoint.size_bytes))
+        begin("syncing")
         output.sync()
+        begin("hashing the input")
         return digest.result()
 
 

@@ -16,7 +16,7 @@ from frozenbn_cli.calibration.unchanged import RandomState
 from frozenbn_cli.errors import InputError, RefusedError, UnhealthyStatisticsError, UsageError
 from frozenbn_cli.live_models.guarding import first_line
 from frozenbn_cli.live_models.inputs import Inputs, dtype_of
-from frozenbn_cli.stages import Stages
+from frozenbn_cli.stages import begin
 from frozenbn_cli.wording import counted
 
 __all__ = ["Found", "Passes"]
@@ -60,7 +60,6 @@ class Passes:
         model: In eval.
         layers: Those to form.
         data: The batches.
-        stages: Are told the pass, the batches done, and how many there are.
     """
 
     def __init__(
@@ -68,12 +67,10 @@ class Passes:
         model: nn.Module,
         layers: Sequence[MeasuredLayer],
         data: Batches,
-        stages: Stages,
     ) -> None:
         self._model = model
         self._layers = layers
         self._data = data
-        self._stages = stages
         self._random = RandomState()
         self._dtype = dtype_of(model)
         self._device = next((tensor.device for tensor in model.state_dict().values()), None)
@@ -182,7 +179,7 @@ class Passes:
         for layer in self._layers:
             layer.begin()
         self._random.restore()  # What is drawn at random is the same in each pass.
-        count = self._stages.counter(f"pass {self._passes}", self._batches or self._data.count())
+        count = begin(f"pass {self._passes}", self._batches or self._data.count())
         done = 0
         for done, inputs in enumerate(self._data, 1):
             if self._passes > 1 and done > self._batches:

@@ -29,7 +29,7 @@ from frozenbn_cli.freezing.frozen_elsewhere import is_frozen_layer
 from frozenbn_cli.freezing.survey import decisions_on
 from frozenbn_cli.live_models.building import unwrapped
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.stages import Progress, Stages
+from frozenbn_cli.stages import Progress, telling
 
 __all__ = ["calibrate_statistics", "form_statistics"]
 
@@ -86,14 +86,14 @@ def calibrate_statistics(
     for name, value in (("max_batches", max_batches), ("passes", passes)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}", expected="1 or more")
-    return form_statistics(
-        unwrapped(model),
-        batches,
-        selection=Selection.of(include, exclude),
-        max_batches=max_batches,
-        passes=passes,
-        stages=Stages(progress),
-    )
+    with telling(progress):
+        return form_statistics(
+            unwrapped(model),
+            batches,
+            selection=Selection.of(include, exclude),
+            max_batches=max_batches,
+            passes=passes,
+        )
 
 
 def form_statistics(
@@ -103,7 +103,6 @@ def form_statistics(
     selection: Selection,
     max_batches: int | None,
     passes: int | None,
-    stages: Stages,
     frozen: Set[str] = frozenset(),
 ) -> Calibration:
     """Form the running statistics of a model anew, see `calibrate_statistics`.
@@ -114,7 +113,6 @@ def form_statistics(
         selection: Which layers are calibrated.
         max_batches: How many batches count.
         passes: How often the data are gone through at most.
-        stages: Are told how far the work has come.
         frozen: Names of layers that stay, since they are frozen wherever the model belongs to.
     """
     layers, left = _layers(model, selection, frozen)
@@ -122,7 +120,7 @@ def form_statistics(
         raise RefusedError("no BatchNorm layer whose statistics could be formed")
     before = {id(layer): _values(layer.mean, layer.variance) for layer in layers}
     with as_it_was(model):
-        found = Passes(model, layers, Batches(batches, max_batches), stages).run(passes)
+        found = Passes(model, layers, Batches(batches, max_batches)).run(passes)
     for layer in layers:
         if layer.takes_batch_statistics:
             left |= dict.fromkeys(layer.names, _TAKES_BATCH_STATISTICS)

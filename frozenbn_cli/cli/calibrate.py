@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from frozenbn_cli.calibration.calibrate import calibrate_file
 from frozenbn_cli.calibration.terms import CalibrateOptions
 from frozenbn_cli.cli.sink import Sink
 from frozenbn_cli.reports.calibration_documents import calibration_document
 from frozenbn_cli.reports.calibrations import describe_calibration
-from frozenbn_cli.reports.console import ProgressBar
+from frozenbn_cli.stages import import_torch_for, telling
 
 __all__ = ["run"]
 
@@ -27,8 +25,10 @@ def run(
         sink: Where the words go.
         all_layers: Show every layer.
     """
-    with ProgressBar(sys.stderr) as progress:
-        result = calibrate_file(path, output, options=how, progress=progress)
+    with sink.progress() as progress:
+        with telling(progress):
+            calibration = import_torch_for("frozenbn_cli.calibration.calibrate")
+        result = calibration.calibrate_file(path, output, options=how, progress=progress)
     return sink.deliver(
         "calibrate",
         calibration_document(result),

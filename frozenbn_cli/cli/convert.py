@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
 from frozenbn_cli.many_files.model_files import names_several
-from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.conversions import describe_conversion
 from frozenbn_cli.reports.documents import conversion_document, error_fields
 
@@ -55,7 +53,7 @@ def run(
         )
 
     try:
-        with ProgressBar(sys.stderr) as progress:
+        with sink.progress() as progress:
             result = convert_file(path, output, options=how, progress=progress)
     except RefusedError as error:
         if error.result is None:

@@ -10,6 +10,7 @@ from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import Inspection
 from frozenbn_cli.reports.documents import inspection_document
 from frozenbn_cli.reports.inspections import describe_inspection
+from frozenbn_cli.stages import begin, telling
 
 __all__ = ["run"]
 
@@ -33,6 +34,7 @@ def run(
         all_layers: Show every layer, and every file.
         check: Whether unhealthy statistics are an exit code.
     """
+    found: list[Inspection | FrozenBNError] = []
 
     def look(path: Path) -> Inspection | FrozenBNError:
         try:
@@ -42,7 +44,11 @@ def run(
                 complain(error)
             return error
 
-    found = list(map(look, paths))
+    with sink.progress() as progress, telling(progress):
+        count = begin("looking at files", len(paths) if len(paths) > 1 else 0)
+        for path in paths:
+            found.append(look(path))
+            count(1)
     failed = sink.deliver(
         "inspect",
         inspection_document(found),

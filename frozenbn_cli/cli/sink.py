@@ -15,7 +15,7 @@ from rich.text import Text
 
 from frozenbn_cli.containers.atomic_output import sweep
 from frozenbn_cli.errors import FrozenBNError, OutputError
-from frozenbn_cli.reports.console import make_console, print_report, printable
+from frozenbn_cli.reports.console import ProgressBar, make_console, print_report, printable
 
 if TYPE_CHECKING:
     from frozenbn_cli.reports.description import Command, Section
@@ -75,6 +75,10 @@ class Sink:
     def has_report(self) -> bool:
         """Whether a report goes into a file."""
         return self._report is not None
+
+    def progress(self) -> ProgressBar:
+        """Return what shows the steps of some work on a terminal."""
+        return ProgressBar(sys.stderr, is_wanted=not self.quiet)
 
     def show(self, *parts: RenderableType) -> None:
         """Print for people, at once."""
@@ -143,7 +147,9 @@ class Sink:
 
             try:
                 page = Page(command, self._provenance(), tuple(sections))
-                self._report.write(page, document)
+                with self.progress() as progress:
+                    progress("writing the report", 0, 0)
+                    self._report.write(page, document)
             except FrozenBNError as error:
                 return complain(error)
         return 0

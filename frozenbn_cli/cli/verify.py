@@ -1,16 +1,18 @@
-"""`frozenbn verify`. Imports torch."""
+"""`frozenbn verify`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frozenbn_cli.cli.sink import Sink
-from frozenbn_cli.reports.console import ProgressBar
 from frozenbn_cli.reports.documents import verification_document
 from frozenbn_cli.reports.verifications import describe_verification
-from frozenbn_cli.verification.files import verify_files
+from frozenbn_cli.stages import import_torch_for, telling
 from frozenbn_cli.verification.terms import VerifyOptions
+
+if TYPE_CHECKING:
+    from frozenbn_cli.verification.files import VerificationResult
 
 __all__ = ["run"]
 
@@ -26,8 +28,12 @@ def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
         how: To verify.
         sink: Where the words go.
     """
-    with ProgressBar(sys.stderr) as progress:
-        result = verify_files(original, converted, options=how, progress=progress)
+    with sink.progress() as progress:
+        with telling(progress):
+            files = import_torch_for("frozenbn_cli.verification.files")
+        result: VerificationResult = files.verify_files(
+            original, converted, options=how, progress=progress
+        )
     failed = sink.deliver(
         "verify",
         verification_document(result),

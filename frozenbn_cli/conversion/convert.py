@@ -26,7 +26,6 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.foreign_code import apart
-from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
@@ -38,7 +37,7 @@ from frozenbn_cli.outputs import (
     default_output,
     format_of,
 )
-from frozenbn_cli.stages import Progress, Stages
+from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
@@ -90,13 +89,13 @@ def convert_file(
     path, target = Path(path), None if output is None else Path(output)
     options = options or ConvertOptions()
     check_name(target, options.to)
-    with options.open(path) as checkpoint:
+    with telling(progress), options.open(path) as checkpoint:
         to = format_of(checkpoint, options.to, target)
         target = target or default_output(path, to)
         if output_dir is not None:
             target = Path(output_dir) / target.name
         atomic = AtomicOutput(target, replace=options.force, make_folder=output_dir is not None)
-        return _Conversion(checkpoint, atomic, to, options, progress).run()
+        return _Conversion(checkpoint, atomic, to, options).run()
 
 
 class _Conversion:
@@ -108,7 +107,6 @@ class _Conversion:
         output: AtomicOutput,
         to: OutputFormat,
         options: ConvertOptions,
-        progress: Progress | None,
     ) -> None:
         self._checkpoint = checkpoint
         self._output = output
@@ -116,7 +114,7 @@ class _Conversion:
         self._to = to
         self._options = options
         self._date = date_text(options.date or datetime.now(timezone.utc))
-        self._stages = Stages(progress)
+        self._stages = Stages()
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
         self._made: Made | None = None
@@ -174,7 +172,7 @@ class _Conversion:
         self._options = replace(self._options, model=fitted_to(part, self._options.model))
         if self._checkpoint.script:
             return part
-        live_models = import_quietly("frozenbn_cli.live_models.describing")
+        live_models = import_torch_for("frozenbn_cli.live_models.describing")
         described, _ = live_models.described_by(
             self._options.model, part, strict=True, rename=not self._options.names_are_given
         )
@@ -234,6 +232,7 @@ class _Conversion:
         _check_record(output.path, kept.keys() | self._added, record)
         self._checkpoint.check_unchanged()
         sha256 = self._hashed(output) if self._options.hash_output else None
+        begin("syncing")
         output.commit()
         size_bytes = self._target.stat().st_size
         return replace(result, outcome="converted", output_bytes=size_bytes, output_sha256=sha256)
@@ -257,13 +256,15 @@ class _Conversion:
                 located(self._place),
                 self._begun(file, kept, part, record) as writer,
             ):
-                writer.write_tensors(self._stages.counter("writing", total))
+                writer.write_tensors(begin("writing", total))
             syncing = pool.submit(output.sync)
             if self._options.verify:
                 with self._stages.timed("verify"):  # Any earlier, importing torch slows writing.
-                    import_quietly("frozenbn_cli.verification.output")
+                    import_torch_for("frozenbn_cli.verification.output")
             with self._stages.timed("write"):
+                begin("syncing")
                 syncing.result()
+                begin("hashing the input")
                 record = self._record(part, plan, sha256=sha256.result())
                 with output.writing():
                     writer.finish(record.found(()))
@@ -312,7 +313,7 @@ class _Conversion:
     ) -> Iterator[ScriptArchive]:
         """Make an archive of the live model, with the layers of a record frozen."""
         path = Path(folder, "model.pt")
-        scripting = import_quietly("frozenbn_cli.conversion.scripting")
+        scripting = import_torch_for("frozenbn_cli.conversion.scripting")
         self._made = scripting.make_archive(
             self._checkpoint, part, record.layers, path, self._options
         )
@@ -351,7 +352,7 @@ class _Conversion:
     ) -> tuple[Claim, ...]:
         if not self._options.verify:
             return tuple(Claim(name, "not verified", _SKIPPED) for name in CLAIMS)
-        verification = import_quietly("frozenbn_cli.verification.output")
+        verification = import_torch_for("frozenbn_cli.verification.output")
         claims: tuple[Claim, ...]
         with located(self._place):
             claims = verification.verify_output(
@@ -366,12 +367,12 @@ class _Conversion:
                     rewriting=self._rewriting,
                 ),
                 self._options,
-                self._stages.counter,
             )
         return with_required(claims, self._options.require)
 
     def _hashed(self, output: AtomicOutput) -> str:
         """Return the sha256 of the output, which is known when its last byte is: its record."""
+        begin("hashing the output")
         with self._stages.timed("write"), closing(ByteSource(output.path)) as file:
             return fingerprint([file])
 

@@ -19,6 +19,7 @@ from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
+from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.models import module_loader
 from frozenbn_cli.verification.running import Loader, find_inputs
 
@@ -83,6 +84,7 @@ def _traced(model: nn.Module, loader: Loader, options: RunOptions, scripting_err
     inputs = find_inputs(loader, options)
     if isinstance(inputs, str):
         raise _impossible(scripting_error, inputs)
+    begin("tracing the model")
     try:
         with foreign_code(), torch.no_grad():
             arguments, keywords = inputs.of_dtype(dtype_of(model))

@@ -15,6 +15,7 @@ from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.target import identity_of_model, is_recognised, name_of_model
+from frozenbn_cli.stages import begin
 
 __all__ = ["BuiltOnce", "build", "scripted", "state_of", "unwrapped"]
 
@@ -26,6 +27,7 @@ def build(model: Callable[[], Any]) -> nn.Module:
         UsageError: It cannot be built, is no module, or none whose layers can be told.
     """
     where = (f"model {name_of_model(model)}",)
+    begin("building the model")
     try:
         with foreign_code():
             built = unwrapped(model())
@@ -124,6 +126,7 @@ def state_of(model: nn.Module) -> Mapping[str, Any]:
 
 def scripted(model: nn.Module) -> tuple[Any, str]:
     """Return a scripted model, or why there is none."""
+    begin("scripting the model")
     try:
         with foreign_code():
             return torch_jit.script(model), ""

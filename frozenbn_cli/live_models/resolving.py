@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from frozenbn_cli.checkpoints import StateDict
-from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.known_models import KnownModel
+from frozenbn_cli.stages import import_torch_for
 
 __all__ = ["fitted_to"]
 
@@ -21,6 +21,6 @@ def fitted_to(part: StateDict, model: Callable[[], Any] | None) -> Callable[[], 
     """
     if not isinstance(model, KnownModel):
         return model
-    fitting = import_quietly("frozenbn_cli.live_models.fitting")
+    fitting = import_torch_for("frozenbn_cli.live_models.fitting")
     fitted: Callable[[], Any] = fitting.fitted(model, part)
     return fitted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from types import TracebackType
 from typing import IO
 
@@ -10,9 +10,10 @@ from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskID,
+    SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
+    TimeElapsedColumn,
 )
 
 from frozenbn_cli.wording import printable
@@ -20,7 +21,8 @@ from frozenbn_cli.wording import printable
 __all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited", "symbol"]
 
 _UNBOUNDED = 100_000
-_PATIENCE_SECONDS = 1.0
+_PATIENCE_SECONDS = 0.5
+_BEFORE = "reading"
 _ASCII = {
     "→": "->",
     "✓": "ok",
@@ -74,40 +76,66 @@ def print_report(console: Console, report: RenderableType) -> None:
 
 
 class ProgressBar:
-    """A bar on a terminal for work that takes longer than a second; gone when it is done.
+    """A line on a terminal for work that takes longer than a moment; gone when it is done.
 
-    Called with a stage, what is done and the total, as the library's progress callback.
+    Called with a step, what of it is done and the total, as the library's progress callback. The
+    line appears by itself, so that a step that says nothing for long is named too, and a step that
+    is done shows no full bar while something else goes on.
+
+    Args:
+        stream: Shown on it, if it is a terminal.
+        is_wanted: Whether anything is shown at all.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, is_wanted: bool = True) -> None:
         self._console = make_console(stream)
-        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._now: tuple[str, int, int] = (_BEFORE, 0, 0)
         self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._timer: threading.Timer | None = None
+        if is_wanted and self._console.is_terminal:
+            self._timer = threading.Timer(_PATIENCE_SECONDS, self._appear)
+            self._timer.daemon = True
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far ``stage`` has come; the bar appears after a second."""
-        if not self._console.is_terminal:
-            return
-        if self._bar is None:
-            if time.monotonic() - self._started < _PATIENCE_SECONDS:
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show that a step has begun, or how far it has come."""
+        with self._lock:
+            is_new = step != self._now[0]
+            self._now = step, done, total
+            if self._bar:
+                self._update(self._bar, is_new=is_new)
+
+    def _appear(self) -> None:
+        with self._lock:
+            if self._timer is None:
                 return
             self._bar = Progress(
+                SpinnerColumn("line"),
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
                 console=self._console,
                 transient=True,
             )
+            self._bar.add_task("")
+            self._update(self._bar, is_new=True)
             self._bar.start()
-        if stage not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.update(task, visible=False)
-            self._tasks[stage] = self._bar.add_task(stage, total=total or None)
-        self._bar.update(self._tasks[stage], completed=done)
+
+    def _update(self, bar: Progress, *, is_new: bool) -> None:
+        step, done, total = self._now
+        (task,) = bar.task_ids
+        if is_new:
+            bar.reset(task, description=printable(step))
+        bar.update(task, completed=done)
+        # Of what is done, or nobody can tell how long it takes, the bar moves to and fro.
+        bar.tasks[0].total = total if done < total else None
 
     def __enter__(self) -> ProgressBar:
+        if self._timer and _PATIENCE_SECONDS > 0:
+            self._timer.start()
+        elif self._timer:
+            self._appear()
         return self
 
     def __exit__(
@@ -116,5 +144,9 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._timer:
+            self._timer.cancel()
+        with self._lock:
+            self._timer = None
+            if self._bar:
+                self._bar.stop()

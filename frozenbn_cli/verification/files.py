@@ -23,7 +23,7 @@ from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.stages import Progress, Stages
+from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
@@ -128,17 +128,23 @@ def verify_files(
         UsageError: The model does not fit the files, or a pattern matches no layer.
     """
     options = options or VerifyOptions()
-    with open_checkpoint(original) as before, open_checkpoint(converted) as after:
+    with (
+        telling(progress),
+        open_checkpoint(original) as before,
+        open_checkpoint(converted) as after,
+    ):
         check_order(before, after)
         recorded = recorded_of(before, after, options)
         options = recorded.completed(options)
         if options.model is not None:
             model = fitted_to(before.state_dict(options.key), options.model)
             options = replace(options, model=model and BuiltOnce(model))
+        verification = _Verification(before, after, options, recorded)
         if not options.hash_files:
-            return _Verification(before, after, options, recorded, progress).run()
+            return verification.run()
         with _hashed_beside(before, after) as (first, second):
-            result = _Verification(before, after, options, recorded, progress).run()
+            result = verification.run()
+            begin("hashing")
             return replace(result, original_sha256=first.result(), converted_sha256=second.result())
 
 
@@ -161,14 +167,13 @@ class _Verification:
         after: Checkpoint,
         options: VerifyOptions,
         recorded: Recorded,
-        progress: Progress | None,
     ) -> None:
         self._before = before
         self._after = after
         self._options = options
         self._recorded = recorded
         self._tolerance = Tolerance(options.atol, options.rtol)
-        self._stages = Stages(progress)
+        self._stages = Stages()
 
     def run(self) -> VerificationResult:
         options = self._options
@@ -272,7 +277,7 @@ class _Verification:
             claim = verify_contents(
                 written,
                 expected,
-                self._stages.counter("comparing", total),
+                begin("comparing", total),
                 tolerance=self._tolerance,
                 may_have=may_have,
             )
@@ -355,7 +360,7 @@ class _Verification:
         claim = verify_layers(
             written,
             sources,
-            self._stages.counter("running", len(sources)),
+            begin("running the layers", len(sources)),
             stated=eps,
             tolerance=self._tolerance,
         )

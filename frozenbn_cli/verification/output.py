@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.stages import begin
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents, verify_records
@@ -28,8 +29,6 @@ from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
 
 __all__ = ["Written", "verify_output"]
-
-Counter = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,7 @@ class Written:
 
 
 def verify_output(
-    checkpoint: Checkpoint, part: StateDict, written: Written, options: RunOptions, counter: Counter
+    checkpoint: Checkpoint, part: StateDict, written: Written, options: RunOptions
 ) -> tuple[Claim, ...]:
     """Return the three claims on the output of a conversion.
 
@@ -63,18 +62,17 @@ def verify_output(
         part: The state dict of it that was converted.
         written: The output.
         options: Which model is run, and on what.
-        counter: Returns what is told how much of a stage is done, from its name and total.
 
     Raises:
         VerificationError: The library of the format cannot read it back.
     """
     file = open_written(written.path, written.output_format)
     total = sum(tensor.size_bytes for tensor in written.kept.values())
-    comparing = counter("comparing", total)
+    comparing = begin("comparing", total)
     contents = verify_contents(file, written.kept, comparing, may_have=written.may_have)
     if contents.status == "equal" and (found := _other_record(checkpoint, written)):
         contents = Claim("contents", "different", found)
-    layers = verify_layers(file, written.layers, counter("running", len(written.layers)))
+    layers = verify_layers(file, written.layers, begin("running the layers", len(written.layers)))
     return contents, layers, _verify_model(checkpoint, part, written, file, options)
 
 

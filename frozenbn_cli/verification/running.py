@@ -16,6 +16,7 @@ from frozenbn_cli.live_models.building import scripted
 from frozenbn_cli.live_models.guarding import first_line, foreign_code, last_line
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import (
     EXACT,
@@ -35,6 +36,9 @@ from frozenbn_cli.verification.staying import changes_of_frozen, claim_of_change
 from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
 __all__ = ["Loader", "find_inputs", "verify_model"]
+
+_RUNNING = "running the model ({} of 4)"
+# The original in eval; the converted in eval, with its frozen layers in training mode, with all.
 
 Loader = Callable[[], Any]
 """Returns a model anew, as it is in a file, in eval and on the CPU."""
@@ -109,6 +113,7 @@ class _Run:
 
 
 def _load(loader: Loader) -> Any:
+    begin("loading the model")
     try:
         with foreign_code():
             model = loader()
@@ -120,13 +125,14 @@ def _load(loader: Loader) -> Any:
     return model
 
 
-def _ran(model: Any, inputs: Inputs) -> _Run:
+def _ran(model: Any, inputs: Inputs, count: Callable[[int], None] = lambda _: None) -> _Run:
     try:
         buffers = _buffers(model)
         outputs = _outputs(model, inputs)
         after = _buffers(model)
     except Exception as error:  # As above.
         raise _ModelError(error) from error
+    count(1)
     return _Run(inputs, outputs, _changed(buffers, after))
 
 
@@ -180,8 +186,9 @@ def _find_runs(loader: Loader, options: RunOptions) -> list[_Run] | str:
 
 
 def _try(model: Any, inputs: tuple[Inputs, ...]) -> list[_Run] | str:
+    count = begin(_RUNNING.format(1), len(inputs))
     try:
-        return [_ran(model, each) for each in inputs]
+        return [_ran(model, each, count) for each in inputs]
     except _ModelError as error:
         return f"it does not run on {_shape(inputs[0])}: {error.last}"
 
@@ -241,6 +248,7 @@ class _Comparison:
         for each in (inputs, inputs.doubled()):
             model = _load(self.after)
             before = _buffers(model)
+            begin(_RUNNING.format(4))
             reason = train_once(model, each)
             self._changes += changes_of_frozen(_changed(before, _buffers(model)), self.frozen)
             if reason is None or self._changes:
@@ -251,8 +259,9 @@ class _Comparison:
         for name in in_training:
             submodule(model, name).training = True
         found: list[Difference] = []
+        count = begin(_RUNNING.format(3 if in_training else 2), len(self.runs))
         for run in self.runs:
-            again = _ran(model, run.inputs)
+            again = _ran(model, run.inputs, count)
             self._changes += changes_of_frozen(again.changed, self.frozen)
             found += leaf_differences(run.outputs, again.outputs, self.tolerance)
             found += self._buffer_differences(run, again)
@@ -295,6 +304,7 @@ class _Comparison:
 
     def _different(self, differences: list[Difference], mode: str, in_training: list[str]) -> Claim:
         shown = self._shown()
+        begin("measuring how outputs differ")
         with contextlib.suppress(_ModelError):
             original = _load(self.before)
             again = [_ran(original, run.inputs) for run in self.runs]

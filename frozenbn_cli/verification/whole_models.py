@@ -10,6 +10,7 @@ from typing import Any
 
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.models import FromFile
@@ -41,6 +42,7 @@ def verify_whole_model(
     alone = {item.name: getattr(options, item.name) for item in fields(RunOptions)}
     how = RunOptions(**{**alone, "model": None})
     job = partial(_compare, before, after, names, how, tolerance)
+    begin("running the model, in a process of its own")
     try:
         return claim_of(apart.run_apart(job, timeout=options.timeout, say=_say))
     except apart.JobFailed as failed:

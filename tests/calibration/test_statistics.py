@@ -443,7 +443,7 @@ def test_progress_is_told_pass_by_pass() -> None:
 
     calibrate_statistics(build(small_cnn), give, progress=lambda *args: told.append(args))
 
-    assert told[:2] == [("pass 1", 1, 0), ("pass 1", 2, 0)]
+    assert told[:3] == [("pass 1", 0, 0), ("pass 1", 1, 0), ("pass 1", 2, 0)]
     assert told[-1] == ("pass 3", 2, 2)
 
 

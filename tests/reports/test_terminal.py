@@ -436,26 +436,48 @@ class Terminal(io.StringIO):
 
 
 class TestProgressBar:
-    def run(self, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, patience: float) -> str:
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr("frozenbn_cli.reports.console._PATIENCE_SECONDS", patience)
-        with ProgressBar(stream) as progress:
-            progress("writing", 50, 100)
-            progress("writing", 100, 100)
-            progress("comparing", 1, 2)
+        monkeypatch.setattr("frozenbn_cli.reports.console._PATIENCE_SECONDS", 0)
+
+    def shown(self, *steps: tuple[str, int, int], stream: io.StringIO, **options: bool) -> str:
+        with ProgressBar(stream, **options) as progress:
+            for step in steps:
+                progress(*step)
         return stream.getvalue()
 
-    def test_appears_when_work_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown = self.run(Terminal(), monkeypatch, patience=0)
+    def test_names_the_step_and_how_far_it_has_come(self) -> None:
+        shown = self.shown(("writing", 0, 100), ("writing", 50, 100), stream=Terminal())
 
         assert "writing" in shown
-        assert "comparing" in shown
+        assert "50%" in shown
+
+    def test_a_step_that_nobody_can_measure_has_no_number(self) -> None:
+        shown = self.shown(("writing", 50, 100), ("importing torch", 0, 0), stream=Terminal())
+
+        assert "importing torch" in shown.rpartition("writing")[2]
+        assert "%" not in shown.rpartition("importing")[2]
+
+    def test_what_is_done_shows_no_full_bar(self) -> None:
+        shown = self.shown(("writing", 50, 100), ("writing", 100, 100), stream=Terminal())
+
+        assert "100%" not in shown
+
+    def test_it_is_there_before_any_step_is_named(self) -> None:
+        assert "reading" in self.shown(stream=Terminal())
 
     def test_is_not_shown_for_short_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.run(Terminal(), monkeypatch, patience=60) == ""
+        monkeypatch.setattr("frozenbn_cli.reports.console._PATIENCE_SECONDS", 600)
 
-    def test_is_not_shown_in_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.run(io.StringIO(), monkeypatch, patience=0) == ""
+        assert self.shown(("writing", 50, 100), stream=Terminal()) == ""
+
+    def test_is_not_shown_in_a_pipe_or_where_nobody_wants_it(self) -> None:
+        assert self.shown(("writing", 50, 100), stream=io.StringIO()) == ""
+        assert self.shown(("writing", 50, 100), stream=Terminal(), is_wanted=False) == ""
+
+    def test_names_of_steps_stay_text(self) -> None:
+        assert "\x1b[31m" not in self.shown(("\x1b[31m", 0, 0), stream=Terminal())
 
 
 def test_colour_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
