@@ -35,6 +35,11 @@ __all__ = [
 ]
 
 _SIZES = (64, 224, 32, 256, 299, 128, 384, 512, 28)
+# Of clips (frames, height and width) and of points, by the dimensions of a convolution's weight.
+_OTHER_SIZES: Mapping[int, Sequence[tuple[int, ...]]] = {
+    5: ((8, 64, 64), (16, 112, 112), (16, 224, 224), (32, 32, 32), (64, 64, 64), (8, 28, 28)),
+    3: ((64,), (256,), (1024,), (16000,)),
+}
 _TENSORS = re.compile(r"\b(?:[Ll]ist|Sequence|Iterable)\[.*Tensor")
 
 
@@ -204,19 +209,20 @@ def _kind(parameter: inspect.Parameter) -> str:
 
 
 def first_convolution(model: Any) -> Tensor | None:
-    """Return the weight of a model's first convolution; None if it has none."""
-    for name, value in model.state_dict().items():
-        if (
-            name.endswith("weight")
-            and isinstance(value, Tensor)
-            and value.dim() == 4
-            and value.is_floating_point()
-        ):
-            return value
-    return None
+    """Return the weight of the first convolution: of images, else of clips, else of points."""
+    weights = [
+        value
+        for name, value in model.state_dict().items()
+        if name.endswith("weight") and isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    of_each = (value for dims in (4, 5, 3) for value in weights if value.dim() == dims)
+    return next(of_each, None)
 
 
 def _shapes(weight: Tensor | None) -> Iterator[tuple[tuple[int, ...], ...]]:
+    if weight is not None and weight.dim() != 4:
+        yield from (((1, weight.shape[1], *size),) for size in _OTHER_SIZES[weight.dim()])
+        return
     channels = dict.fromkeys((weight.shape[1] if weight is not None else 3, 3, 1))
     for count in channels:
         for size in _SIZES:

@@ -71,6 +71,19 @@ class TestRandom:
         assert [tuple(image.shape) for image in images] == [(3, 8, 8)] * 2
 
     @pytest.mark.parametrize(
+        ("model", "shape"),
+        [
+            (nn.Conv3d(2, 4, 3), (1, 2, 8, 64, 64)),
+            (nn.Conv1d(5, 4, 3), (1, 5, 64)),
+            (nn.Sequential(nn.Conv1d(5, 4, 3), nn.Conv2d(3, 4, 3)), (1, 3, 64, 64)),
+        ],
+    )
+    def test_clips_and_points_where_there_are_no_images(
+        self, model: nn.Module, shape: tuple[int, ...]
+    ) -> None:
+        assert tuple(first(model).arguments[0].shape) == shape
+
+    @pytest.mark.parametrize(
         ("model", "shapes", "reason"),
         [
             (TwoInputs(), (), "takes 2 inputs of unknown shape; give --input-shape"),
