@@ -65,12 +65,15 @@ def replace_held(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) 
 
 
 def _replacement(value: Any, replacements: Mapping[nn.Module, nn.Module]) -> Any:
-    """Return what takes the place of ``value``: a layer, or a method of one."""
+    """Return what takes the place of ``value``: a layer, a method of one, a weak reference."""
     if isinstance(value, nn.Module):
         return replacements.get(value)
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
         new = replacements.get(value.__self__)
         return None if new is None else getattr(new, value.__func__.__name__, None)
+    if type(value) is weakref.ref and isinstance(held := value(), nn.Module):
+        new = replacements.get(held)
+        return None if new is None else weakref.ref(new)
     return None
 
 

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -226,8 +227,17 @@ class TestHeldOutsideTheTree:
             (lambda bn: bn.forward, lambda held: held),
             (closure, lambda held: held),
             (lambda bn: SimpleNamespace(norm=bn), lambda held: held.norm),
+            (lambda bn: [weakref.ref(bn)], lambda held: held[0]()),
         ],
-        ids=["list", "dict", "bound method in a list", "bound method", "closure", "object"],
+        ids=[
+            "list",
+            "dict",
+            "bound method in a list",
+            "bound method",
+            "closure",
+            "object",
+            "weak reference",
+        ],
     )
     def test_is_replaced_there(
         self, hold: Callable[[nn.Module], Any], get: Callable[[Any], Any]
