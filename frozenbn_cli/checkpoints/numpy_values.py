@@ -17,7 +17,7 @@ from frozenbn_cli.containers.source import BytesExtent, Extent
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Call, Global, LongBytes, Value, describe
 
-__all__ = ["array", "bytes_of", "is_array", "number"]
+__all__ = ["array", "array_of", "bytes_of", "dtype_of_code", "is_array", "number"]
 
 _HOMES = {
     f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")
@@ -57,10 +57,23 @@ def array(value: Call, left_bytes: Callable[[LongBytes], Extent]) -> StoredTenso
             "an array", expected="bytes, dtype, shape and order", found=describe(value.state)
         )
     content, kind, shape, order = parts
-    dtype = _dtype(kind)
+    return array_of(_dtype(kind), shape, order, bytes_of(content, left_bytes))
+
+
+def array_of(dtype: DType, shape: Value, order: Value, extent: Extent) -> StoredTensor:
+    """Return the tensor that has the elements of an array.
+
+    Args:
+        dtype: Of the elements.
+        shape: As the file says it.
+        order: ``F`` where the first index changes fastest.
+        extent: The elements.
+
+    Raises:
+        DamagedFileError: The shape is none, or there are more elements or fewer.
+    """
     if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
         raise DamagedFileError("an array's shape", expected="a tuple", found=describe(shape))
-    extent = bytes_of(content, left_bytes)
     tensor = StoredTensor.contiguous(dtype, shape, extent)
     if order != "F":
         return tensor
@@ -95,10 +108,24 @@ def _is_call(value: Value, *names: str) -> bool:
 def _dtype(value: Value) -> DType:
     if not isinstance(value, Call) or value.function != _DTYPE or not value.arguments:
         raise DamagedFileError(expected="a NumPy dtype", found=describe(value))
-    code = value.arguments[0]
+    order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
+    return _dtype_of(value.arguments[0], order)
+
+
+def dtype_of_code(code: Value) -> DType:
+    """Return the dtype of a NumPy code with its byte order, such as ``<f4``.
+
+    Raises:
+        UnsupportedFileError: Its elements are objects, text, structures or of another byte order.
+    """
+    if not isinstance(code, str):
+        raise UnsupportedFileError(f"an array of NumPy dtype {describe(code)}")
+    return _dtype_of(code[1:], code[:1])
+
+
+def _dtype_of(code: Value, order: Value) -> DType:
     if not isinstance(code, str) or code not in _CODES:
         raise UnsupportedFileError(f"an array of NumPy dtype {describe(code)}")
-    order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
     if order == ">":
         raise UnsupportedFileError("an array in big-endian byte order")
     return DTYPES[_CODES[code]]

@@ -9,7 +9,7 @@ from frozenbn_cli.containers.safetensors_file import read_header
 from frozenbn_cli.containers.source import ByteSource, FileExtent
 from frozenbn_cli.errors import located
 
-__all__ = ["open_safetensors"]
+__all__ = ["open_safetensors", "read_entries"]
 
 
 def open_safetensors(source: ByteSource, *, naming: Naming) -> Checkpoint:
@@ -19,7 +19,7 @@ def open_safetensors(source: ByteSource, *, naming: Naming) -> Checkpoint:
         DamagedFileError: The header contradicts the format or the file's size.
         UnsupportedFileError: An entry has a dtype that is not supported.
     """
-    entries, metadata = _entries(source)
+    entries, metadata = read_entries(source)
     part = StateDict("", entries)
     return Checkpoint(
         sources=(source,),
@@ -30,7 +30,8 @@ def open_safetensors(source: ByteSource, *, naming: Naming) -> Checkpoint:
     )
 
 
-def _entries(source: ByteSource) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_entries(source: ByteSource) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Return the entries of a safetensors file, and its metadata; raises as above."""
     header = read_header(source)
     entries: dict[str, StoredTensor] = {}
     for name, entry in header.entries.items():

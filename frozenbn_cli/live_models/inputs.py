@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frozenbn_cli import torch_jit
-from frozenbn_cli.errors import DependencyError, InputError, UsageError, located
+from frozenbn_cli.errors import (
+    DamagedFileError,
+    InputError,
+    UnsupportedFileError,
+    UsageError,
+    located,
+)
 from frozenbn_cli.live_models.guarding import first_line
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.live_models.stored_values import read_torch
+from frozenbn_cli.live_models.stored_values import read_stored
 from frozenbn_cli.wording import counted
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "tensors_in",
 ]
 
+_ADVICE = "Save tensors alone, with numpy.savez, safetensors or torch.save."
 _SIZES = (64, 224, 32, 256, 299, 128, 384, 512, 28)
 # Of clips (frames, height and width) and of points, by the dimensions of a convolution's weight.
 _OTHER_SIZES: Mapping[int, Sequence[tuple[int, ...]]] = {
@@ -305,24 +309,11 @@ def read_values(path: Path) -> Any:
 
     Raises:
         InputError: It cannot be read, or holds none.
-        DependencyError: It takes NumPy, which is not installed.
     """
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InputError(expected=" or ".join(_READERS), found=path.suffix or "no suffix")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = reader(path)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})") from error
-    except DependencyError:
-        raise
-    except Exception as error:  # Three libraries, none of which says what it raises.
-        raise InputError(
-            f"cannot be read ({first_line(error)})",
-            advice="Save tensors alone, with numpy.savez, safetensors or torch.save.",
-        ) from error
+        value = read_stored(path)
+    except (DamagedFileError, UnsupportedFileError) as error:
+        raise InputError(f"cannot be read ({error.problem})", advice=_ADVICE) from error
     if not any(True for _ in tensors_in(value)):
         raise InputError(expected="tensors", found=type(value).__name__)
     return value
@@ -337,28 +328,3 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
     elif isinstance(value, dict):
         yield from tensors_in(list(value.values()))
-
-
-def _read_numpy(path: Path) -> Any:
-    try:
-        numpy = importlib.import_module("numpy")
-    except ImportError as error:
-        raise DependencyError(
-            f"reading {path.suffix} needs NumPy, which is not installed",
-            advice="Install it with `pip install numpy`, or save the inputs as .safetensors.",
-        ) from error
-    with path.open("rb") as file:
-        loaded = numpy.load(file, allow_pickle=False)
-        if isinstance(loaded, numpy.ndarray):
-            return torch.from_numpy(loaded)
-        with loaded as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-_READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".npz": _read_numpy,
-    ".npy": _read_numpy,
-    ".safetensors": load_file,
-    ".pt": read_torch,
-    ".pth": read_torch,
-}

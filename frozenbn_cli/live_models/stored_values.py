@@ -5,6 +5,7 @@ Imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from frozenbn_cli.checkpoints import StoredTensor
+from frozenbn_cli.checkpoints.numpy_files import read_npy, read_npz
 from frozenbn_cli.checkpoints.pickled import read_value
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
+from frozenbn_cli.checkpoints.safetensors import read_entries
 from frozenbn_cli.containers.source import ByteSource
-from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.errors import InputError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Call, Value, describe, items_of
 
-__all__ = ["read_torch", "to_tensor"]
+__all__ = ["read_stored", "to_tensor"]
 
 _MAX_DEPTH = 32
 
@@ -32,15 +35,36 @@ def to_tensor(stored: StoredTensor) -> Tensor:
     return torch.frombuffer(bytearray(stored.read()), dtype=dtype).reshape(stored.shape)
 
 
-def read_torch(path: Path) -> Any:
-    """Return what `torch.save` wrote: tensors, numbers and text, in lists, tuples and dicts.
+def read_stored(path: Path) -> Any:
+    """Return what a file holds: tensors, by place or name, and what else `torch.save` writes.
 
     Raises:
-        InputError: The file is damaged, or holds something else.
+        InputError: The file is damaged, or of another kind than its name says.
     """
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise InputError(expected=" or ".join(_READERS), found=path.suffix or "no suffix")
     with closing(ByteSource(path)) as source:
-        value, finder = read_value(source)
-        return _made(value, finder, 0)
+        return reader(source)
+
+
+def _read_torch(source: ByteSource) -> Any:
+    """Return what `torch.save` wrote: tensors, numbers and text, in lists, tuples and dicts."""
+    value, finder = read_value(source)
+    return _made(value, finder, 0)
+
+
+def _tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    return {name: to_tensor(tensor) for name, tensor in stored.items()}
+
+
+_READERS: Mapping[str, Callable[[ByteSource], Any]] = {
+    ".npz": lambda source: _tensors(read_npz(source)),
+    ".npy": lambda source: to_tensor(read_npy(source)),
+    ".safetensors": lambda source: _tensors(read_entries(source)[0]),
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
 
 
 def _made(value: Value, finder: TensorFinder, depth: int) -> Any:

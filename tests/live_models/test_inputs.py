@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from frozenbn_cli.errors import DependencyError, InputError, UsageError
-from frozenbn_cli.live_models import inputs as inputs_module
+from frozenbn_cli.errors import InputError, UsageError
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs
 from frozenbn_cli.live_models.run_options import RunOptions
 
@@ -234,16 +234,20 @@ class TestFiles:
         with pytest.raises(InputError, match="cannot be read"):
             first(TwoInputs(), inputs=tmp_path / "a.npy")
 
-    def test_npz_without_numpy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.safetensors"])
+    def test_files_are_not_read_by_their_own_libraries(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         np.savez(tmp_path / "a.npz", IMAGE.numpy())
+        np.save(tmp_path / "a.npy", IMAGE.numpy())
+        save_file({"image": IMAGE}, tmp_path / "a.safetensors")
+        for library, function in ((np, "load"), (safetensors.torch, "load_file")):
+            monkeypatch.delattr(library, function)
+        monkeypatch.delattr(safetensors, "safe_open")
 
-        def missing(name: str) -> None:
-            raise ImportError(name)
+        (image,) = first(nn.Conv2d(3, 4, 3), inputs=tmp_path / name).arguments
 
-        monkeypatch.setattr(inputs_module.importlib, "import_module", missing)
-
-        with pytest.raises(DependencyError, match="NumPy, which is not installed"):
-            first(TwoInputs(), inputs=tmp_path / "a.npz")
+        assert torch.equal(image, IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from frozenbn_cli.errors import InputError
-from frozenbn_cli.live_models.stored_values import read_torch
+from frozenbn_cli.live_models.stored_values import read_stored
 from frozenbn_cli.pickles.values import Call
 from tests.conftest import archive_records, name, saved, zip_bytes
 
@@ -33,7 +33,7 @@ def test_reads_what_torch_saves(value: Any, legacy: bool, tmp_path: Path) -> Non
     path = tmp_path / "a.pt"
     path.write_bytes(saved(value, legacy=legacy))
 
-    assert same(read_torch(path), torch.load(path))
+    assert same(read_stored(path), torch.load(path))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -59,4 +59,4 @@ def test_refuses_all_else(value: Any, tmp_path: Path) -> None:
     path.write_bytes(zip_bytes(archive_records(value)))
 
     with pytest.raises(InputError, match="expected tensors, numbers and text"):
-        read_torch(path)
+        read_stored(path)
