@@ -136,7 +136,8 @@ def load_frozen(
     )
     layers = {plan.layers[name]: eps for name, eps in record.layers.items() if name in plan.layers}
     dims = {*checked_dims(record.dims), *record.dims_of.values()}
-    freezing = _Freezing.of(inner, layers, dims, trainable_affine=trainable_affine)
+    rewritten = {plan.layers[name] for name in record.rewritten if name in plan.layers}
+    freezing = _Freezing.of(inner, layers, dims, rewritten, trainable_affine=trainable_affine)
     loaded, notes = freezing.apply(lambda frozen: _load(frozen, plan, entries))
     live = _live_layers(loaded)
     for note in (*notes, *_live_notes(live, plan), *_meta_notes(loaded)):
@@ -233,6 +234,7 @@ class _Freezing:
         model: nn.Module,
         layers: Mapping[str, Eps],
         dims: Collection[int],
+        rewritten: Collection[str] = (),
         *,
         trainable_affine: bool = False,
     ) -> _Freezing:
@@ -248,6 +250,7 @@ class _Freezing:
         eps: dict[Any, float] = {}
         notes = []
         kept: dict[tuple[float | None, float], list[str]] = {}
+        new_eps: dict[float, list[str]] = {}
         for name, wanted in layers.items():
             layer = new.get(modules[name], modules[name])
             had = eps_of(layer)
@@ -258,6 +261,9 @@ class _Freezing:
             else:
                 _check_settable(name, layer, wanted.value)
                 eps[layer] = wanted.value
+                if name in rewritten:
+                    new_eps.setdefault(wanted.value, []).append(name)
+                    continue
                 notes.append(
                     f"{name}: eps {had:g} of the model is replaced by {wanted.value:g}, which was "
                     f"{wanted.source} when the file was converted"
@@ -267,6 +273,11 @@ class _Freezing:
             f"recognised from its layers when it was converted: {listed(names)}"
             for (had, value), names in kept.items()
             if had is not None
+        ]
+        notes += [
+            f"eps of the model is replaced by {value:g}, for which their running_var was rewritten "
+            f"when the file was converted: {listed(names)}"
+            for value, names in new_eps.items()
         ]
         return cls(model, new, eps, tuple(notes))
 

@@ -53,12 +53,12 @@ class Edit:
     """A change to one entry; every entry without an edit is copied byte for byte.
 
     Attributes:
-        kind: ``drop`` the entry.
+        kind: ``drop`` the entry, or ``rewrite`` its values.
         entry: Its name.
         reason: Why.
     """
 
-    kind: Literal["drop"]
+    kind: Literal["drop", "rewrite"]
     entry: str
     reason: str
 
@@ -114,7 +114,7 @@ class Plan:
 
     def kept(self, names: Iterable[str]) -> list[str]:
         """Return those of an input's entry ``names`` that the output has too, in order."""
-        dropped = {edit.entry for edit in self.edits}
+        dropped = {edit.entry for edit in self.edits if edit.kind == "drop"}
         return [name for name in names if name not in dropped]
 
 

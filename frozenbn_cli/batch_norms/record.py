@@ -8,6 +8,7 @@ The entry is a JSON document::
      "layers": {"layer1.0.bn1": {"eps": 1e-05, "eps_source": "assumed"},
                 "head.bn": {"eps": 1e-05, "eps_source": "assumed", "dims": 1}, …},
      "recognised": [{"prefix": "", "as": ["torchvision resnet50 (0.29.1)", …]}],
+     "rewritten": {"layer1.0.bn1": {"eps": 0.001, "eps_source": "read"}, …},
      "verified": ["contents", "layers"],
      "options": {"to": "safetensors", "key": null, …},
      "date": "2030-01-02T03:04:05Z",
@@ -17,6 +18,8 @@ The entry is a JSON document::
 ``layers`` names every frozen layer; ``eps_source`` is ``read``, ``given``, ``recognised`` or
 ``assumed``, and ``dims``, where there is one, says that it was a BatchNorm1d or 3d;
 ``recognised``, where there is any, names architectures with the same layers;
+``rewritten``, where there is any, the eps that a layer had before its ``running_var`` was rewritten
+for the one that ``layers`` states;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
 what decided, beside the source, what the file holds; ``date`` is when the conversion was begun;
 ``claims`` is what was found of each claim, with long details cut. Older records have no
@@ -87,6 +90,7 @@ class ConversionRecord:
         torch: The version of PyTorch that was there; empty as above.
         claims: What was found of each claim; none as above.
         dims_of: How many spatial dimensions those of the layers have that are no BatchNorm2d.
+        rewritten: The eps that a layer had before its variances were rewritten for another.
     """
 
     version: str
@@ -99,6 +103,7 @@ class ConversionRecord:
     torch: str = ""
     claims: tuple[RecordedClaim, ...] = ()
     dims_of: Mapping[str, int] = field(default_factory=dict)
+    rewritten: Mapping[str, Eps] = field(default_factory=dict)
 
     @property
     def dims(self) -> tuple[int, ...] | None:
@@ -125,7 +130,8 @@ class ConversionRecord:
         """Return the record with the names that layers got when the file was opened."""
         layers = {renaming.of_module(name): eps for name, eps in self.layers.items()}
         dims_of = {renaming.of_module(name): dims for name, dims in self.dims_of.items()}
-        return replace(self, layers=layers, dims_of=dims_of)
+        rewritten = {renaming.of_module(name): eps for name, eps in self.rewritten.items()}
+        return replace(self, layers=layers, dims_of=dims_of, rewritten=rewritten)
 
     def found(self, claims: Iterable[RecordedClaim]) -> ConversionRecord:
         """Return the record with what was found of each claim."""
@@ -144,7 +150,7 @@ class ConversionRecord:
             "frozenbn": self.version,
             "source": dict(self.source),
             "layers": {
-                name: {"eps": eps.value, "eps_source": eps.source, **self._dims_fields(name)}
+                name: {**_document(eps), **self._dims_fields(name)}
                 for name, eps in self.layers.items()
             },
             "verified": list(self.verified),
@@ -153,6 +159,8 @@ class ConversionRecord:
             document["recognised"] = [
                 {"prefix": prefix, "as": list(names)} for prefix, names in self.recognised.items()
             ]
+        if self.rewritten:
+            document["rewritten"] = {name: _document(eps) for name, eps in self.rewritten.items()}
         if self.options is not None:
             document["options"] = dict(self.options)
         document |= {name: value for name in ("date", "torch") if (value := getattr(self, name))}
@@ -180,6 +188,7 @@ class ConversionRecord:
                 for name, fields in document["layers"].items()
                 if "dims" in fields
             }
+            rewritten = document.get("rewritten", {})
             options = document.get("options")
             recognised = {
                 str(fields["prefix"]): tuple(map(str, fields["as"]))
@@ -196,6 +205,7 @@ class ConversionRecord:
                 str(document.get("torch", "")),
                 tuple(map(_claim, document.get("claims", ()))),
                 dims_of,
+                {name: _eps(fields) for name, fields in rewritten.items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
@@ -205,6 +215,10 @@ class ConversionRecord:
 
 def _claim(fields: Any) -> RecordedClaim:
     return RecordedClaim(*(str(fields[name]) for name in ("name", "status", "detail")))
+
+
+def _document(eps: Eps) -> dict[str, Any]:
+    return {"eps": eps.value, "eps_source": eps.source}
 
 
 def _eps(fields: Any) -> Eps:

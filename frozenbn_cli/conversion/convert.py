@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.batch_norms.record import ConversionRecord, RecordedClaim
 from frozenbn_cli.batch_norms.summaries import summaries_of
+from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
@@ -41,6 +42,7 @@ from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telli
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
+from frozenbn_cli.verification.tolerance import Tolerance
 from frozenbn_cli.version import __version__, torch_version
 from frozenbn_cli.wording import date_text
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
+_WITH_OWN_EPS = ("torchscript", "pt2")
 _SKIPPED = "skipped by --no-verify"
 
 
@@ -114,9 +117,11 @@ class _Conversion:
         self._to = to
         self._options = options
         self._date = date_text(options.date or datetime.now(timezone.utc))
+        self._tolerance = Tolerance(options.atol, options.rtol)
         self._stages = Stages()
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
+        self._retargeting: Retargeting | None = None
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
@@ -126,6 +131,8 @@ class _Conversion:
             plan = self._plan(part)
             if self._to == "torchscript":
                 plan = self._plan_torchscript(part, plan)
+            if self._options.target_eps is not None:
+                plan, self._retargeting = self._plan_retargeted(plan, self._options.target_eps)
         planned = ConversionResult(
             outcome="planned",
             input_path=self._checkpoint.path,
@@ -143,6 +150,7 @@ class _Conversion:
             beside=self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
+            retargeting=self._retargeting,
             model="" if self._checkpoint.script else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
@@ -191,6 +199,15 @@ class _Conversion:
         check_eps_is_wanted(plan, eps)
         return plan
 
+    def _plan_retargeted(self, plan: Plan, target: float) -> tuple[Plan, Retargeting]:
+        if self._to in _WITH_OWN_EPS:
+            raise UsageError(
+                f"--target-eps {target:g}",
+                expected="an output whose layers are loaded into a model",
+                found=f"{self._to}, whose code holds the eps of each layer",
+            )
+        return retargeted(plan, target)
+
     def _plan_torchscript(self, part: StateDict, plan: Plan) -> Plan:
         if self._checkpoint.script:
             return self._rewrite(self._checkpoint.script, plan)
@@ -217,6 +234,7 @@ class _Conversion:
         if self._options.verify and self._options.runs_code_of(self._checkpoint, part):
             apart.prepare()
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
+        kept |= self._retargeting.entries(plan) if self._retargeting else {}
         writer, record = self._write(output, kept, part, plan)
         with self._stages.timed("verify"):
             claims = self._verify(output.path, kept, part, plan)
@@ -337,14 +355,26 @@ class _Conversion:
             for item in plan.frozen
             if (dims := item.layer.spatial_dims) and dims != 2
         }
+        rewritten = dict(before.renamed(part.renaming).rewritten) if before else {}
+        if self._retargeting:
+            layers |= dict.fromkeys(self._retargeting.layers, self._retargeting.stated)
+            rewritten |= self._retargeting.before
         deciding = self._options.deciding(self._to)
         if part.renaming.steps:
             deciding["renamed"] = [list(step) for step in part.renaming.steps]
         recognised = {match.prefix: match.names for match in plan.matches}
         record = ConversionRecord(
-            __version__, source, layers, (), deciding, recognised, dims_of=dims_of
+            __version__,
+            source,
+            layers,
+            (),
+            deciding,
+            recognised,
+            dims_of=dims_of,
+            rewritten=rewritten,
+            date=self._date,
+            torch=torch_version(),
         )
-        record = replace(record, date=self._date, torch=torch_version())
         return replace(record, verified=CLAIMS, claims=tuple(map(RecordedClaim.longest, CLAIMS)))
 
     def _verify(
@@ -364,9 +394,11 @@ class _Conversion:
                     kept=kept,
                     layers={item.layer.name: item.layer for item in plan.frozen},
                     may_have=self._added,
+                    retargeting=self._retargeting,
                     rewriting=self._rewriting,
                 ),
                 self._options,
+                self._tolerance,
             )
         return with_required(claims, self._options.require)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
@@ -26,6 +27,7 @@ def refuse_plan(planned: ConversionResult, checkpoint: Checkpoint, options: Conv
     Raises:
         UnhealthyStatisticsError: Statistics are broken, and are not to be frozen all the same.
         NothingToFreezeError: There is nothing else to do.
+        RefusedError: No variance gives the same scales with the target eps.
     """
     plan = planned.plan
     error: RefusedError
@@ -33,6 +35,11 @@ def refuse_plan(planned: ConversionResult, checkpoint: Checkpoint, options: Conv
     if plan.broken and not options.force_unhealthy:
         error = _unhealthy(plan, place)
         error.result = replace(planned, outcome="unhealthy")
+        raise error
+    found = planned.retargeting
+    if found and found.inexact and not (options.atol or options.rtol):
+        error = _inexact(found, place)
+        error.result = replace(planned, outcome="inexact")
         raise error
     if not plan.frozen:
         meant = " or ".join(f"BatchNorm{n}d" for n in sorted(checked_dims(options.dims)))
@@ -55,6 +62,14 @@ def _unhealthy(plan: Plan, place: str) -> UnhealthyStatisticsError:
         f"broken or never formed statistics in {count}",
         where=(place,),
         advice="Freeze the others with --exclude, or all with --force-unhealthy.",
+    )
+
+
+def _inexact(retargeting: Retargeting, place: str) -> RefusedError:
+    return RefusedError(
+        retargeting.inexact_text,
+        where=(place,),
+        advice="Leave the layers live with --exclude, or allow what remains with --atol or --rtol.",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.summaries import Summary
+from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -35,6 +36,10 @@ class ConvertOptions(RunOptions):
         add_prefix: Put in front of every name.
         eps: Of every layer whose eps neither the file nor the model holds; None assumes PyTorch's
             1e-5.
+        target_eps: Of the loader that the output is for, whose frozen layers have it: variances are
+            rewritten so that with it every scale is the same number.
+        atol: By how much outputs may differ where no variance gives the same scale.
+        rtol: As above: |after - before| <= atol + rtol * |before|.
         selection: Which layers to freeze.
         dims: The spatial dimensions of the layers to freeze, of 1, 2 and 3; None for no choice,
             which is 2.
@@ -55,6 +60,9 @@ class ConvertOptions(RunOptions):
     strip_prefix: str = ""
     add_prefix: str = ""
     eps: float | None = None
+    target_eps: float | None = None
+    atol: float = 0.0
+    rtol: float = 0.0
     selection: Selection = field(default_factory=Selection)
     dims: tuple[int, ...] | None = None
     may_recognise: bool = True
@@ -74,8 +82,12 @@ class ConvertOptions(RunOptions):
             raise UsageError("claims are required, and nothing is to be verified")
         if self.to is not None and self.to not in FORMATS:
             raise UsageError(f"format {self.to!a}", expected=" or ".join(FORMATS))
-        if self.eps is not None and not 0 <= self.eps < math.inf:
-            raise UsageError(f"eps {self.eps}", expected="a finite number, 0 or more")
+        for name in ("eps", "target_eps", "atol", "rtol"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} {value}", expected="a finite number, 0 or more")
+        if (self.atol or self.rtol) and self.target_eps is None:
+            raise UsageError("a tolerance is given, and without target_eps nothing may differ")
         checked_dims(self.dims)
 
     def open(self, path: str | Path) -> Checkpoint:
@@ -107,6 +119,8 @@ class ConvertOptions(RunOptions):
         }
         names = {"strip_prefix": self.strip_prefix, "add_prefix": self.add_prefix}
         document |= {option: prefix for option, prefix in names.items() if prefix}
+        if self.target_eps is not None:
+            document |= {"target_eps": self.target_eps, "atol": self.atol, "rtol": self.rtol}
         if self.dims is not None:
             document["dims"] = sorted(set(self.dims))
         if self.selection.dims_of:
@@ -125,8 +139,9 @@ class ConversionResult:
 
     Attributes:
         outcome: ``converted``, ``planned`` in a dry run, ``unhealthy`` where statistics stopped
-            it, ``nothing to freeze``, ``different`` where the verification failed, or ``not
-            verified`` where a claim is that was required.
+            it, ``nothing to freeze``, ``inexact`` where ``target_eps`` cannot be had to the last
+            bit, ``different`` where the verification failed, or ``not verified`` where a claim is
+            that was required.
         input_path: The file that was read.
         kind: What it holds.
         container: How it is stored.
@@ -146,6 +161,7 @@ class ConversionResult:
         foreign_names: What unpickling the input would import that a model has no need of, with
             whether it would also be called.
         plan: Layers, findings and edits.
+        retargeting: What ``target_eps`` takes, where there is one.
         claims: What was verified.
         model: The name of the model that the layers were described by; empty if there is none, or
             the file describes them itself.
@@ -156,7 +172,13 @@ class ConversionResult:
     """
 
     outcome: Literal[
-        "converted", "planned", "unhealthy", "nothing to freeze", "different", "not verified"
+        "converted",
+        "planned",
+        "unhealthy",
+        "nothing to freeze",
+        "inexact",
+        "different",
+        "not verified",
     ]
     input_path: Path
     kind: str
@@ -176,6 +198,7 @@ class ConversionResult:
     beside: Mapping[str, str]
     foreign_names: Mapping[str, bool]
     plan: Plan
+    retargeting: Retargeting | None = None
     claims: tuple[Claim, ...] = ()
     model: str = ""
     made: str = ""

@@ -31,6 +31,7 @@ _OUTCOMES: dict[str, tuple[str, Tone]] = {
     "planned": ("dry run, nothing was written", "plain"),
     "unhealthy": ("not converted: unhealthy statistics", "bad"),
     "nothing to freeze": ("not converted: nothing to freeze", "warn"),
+    "inexact": ("not converted: no variance gives the same scales", "bad"),
     "different": ("not converted: verification failed", "bad"),
     "not verified": ("not converted: not verified what is required to be", "warn"),
 }
@@ -108,6 +109,7 @@ def _files(result: ConversionResult) -> tuple[FileFacts, ...]:
     output = file_facts(
         format=result.output_format,
         size="not written" if result.output_bytes is None else size_text(result.output_bytes),
+        eps=_target_eps(result),
         sha256=result.output_sha256 or "",
         made=result.made,
         took=took_text(result.seconds),
@@ -115,6 +117,16 @@ def _files(result: ConversionResult) -> tuple[FileFacts, ...]:
     return (
         FileFacts("input", printable(result.input_path), source),
         FileFacts("output", printable(result.output_path), output),
+    )
+
+
+def _target_eps(result: ConversionResult) -> str:
+    """Return the eps that the output is for, in words; empty if it is for each layer's own."""
+    found = result.retargeting
+    if found is None:
+        return ""
+    return (
+        f"{found.eps:g} for all frozen layers; {len(found.before):,} running_var rewritten for it"
     )
 
 
@@ -139,6 +151,8 @@ def _notes(result: ConversionResult) -> list[str]:
     """Return what was left alone, and what was not written, a line each."""
     lines = recognised_lines(result.plan)
     lines += left_alone(result.plan, result.prefix, result.renamed)
+    if result.retargeting and result.retargeting.inexact and result.outcome != "inexact":
+        lines.append(result.retargeting.inexact_text)
     if result.left_out:
         left_out = [f"{name} ({what})" for name, what in result.left_out.items()]
         lines.append(f"not written: {named(left_out, 5)}")

@@ -72,11 +72,24 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             {"kind": edit.kind, "entry": edit.entry, "reason": edit.reason}
             for edit in result.plan.edits
         ],
+        "target_eps": _target_eps(result),
         "model": result.model,
         "made": result.made,
         "claims": [claim_fields(claim) for claim in result.claims],
         "verdict": verdict(result.claims) if result.claims else None,
         "seconds": dict(result.seconds),
+    }
+
+
+def _target_eps(result: ConversionResult) -> dict[str, Any] | None:
+    found = result.retargeting
+    if found is None:
+        return None
+    return {
+        "eps": found.eps,
+        "rewritten": list(found.before),
+        "inexact": {name: list(layer.inexact) for name, layer in found.inexact.items()},
+        "off": found.off,
     }
 
 

@@ -33,6 +33,7 @@ def verify_contents(
     *,
     tolerance: Tolerance = EXACT,
     may_have: Collection[str] = (),
+    rewritten: Collection[str] = (),
 ) -> Claim:
     """Compare every entry of the written file with the source, bit by bit.
 
@@ -42,6 +43,7 @@ def verify_contents(
         progress: Is told the bytes of each entry that was compared.
         tolerance: Of the values.
         may_have: Names of entries that it may hold beside these.
+        rewritten: Names of entries that were to change, and that the claim on layers compares.
     """
     names = written.names()
     differences = []
@@ -51,10 +53,12 @@ def verify_contents(
         elif found := _difference(name, source, written, tolerance):
             differences.append(found)
         progress(source.size_bytes)
-    added = names - expected.keys()
+    added = names - expected.keys() - set(rewritten)
     differences += [Difference(name, "added") for name in sorted(added - set(may_have))]
     total = sum(tensor.size_bytes for tensor in expected.values())
     detail = f"{counted(len(expected), 'entry', 'entries')}, {counted(total, 'byte')}"
+    if rewritten:
+        detail += f"; {len(rewritten):,} running_var were rewritten, see layers"
     if kept := sorted(added & set(may_have)):
         detail += f"; beside them {listed(kept)}"
     if all(item.tolerated for item in differences):

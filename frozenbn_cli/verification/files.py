@@ -35,6 +35,7 @@ from frozenbn_cli.verification.freezing import (
     frozen_layers,
     kept_entries,
     live_layers,
+    rewritten_layers,
     unexpected_layers,
     with_unexpected,
 )
@@ -174,6 +175,7 @@ class _Verification:
         self._recorded = recorded
         self._tolerance = Tolerance(options.atol, options.rtol)
         self._stages = Stages()
+        self._rewritten: Mapping[str, Eps] = {}
 
     def run(self) -> VerificationResult:
         options = self._options
@@ -191,6 +193,7 @@ class _Verification:
             stated = frozen_layers(converted, self._after.metadata, plan)
             known = {item.layer.name: item.layer for item in plan.layers}
             frozen = {name: eps or known[name].eps for name, eps in stated.items() if name in known}
+            self._rewritten = rewritten_layers(converted, self._after.metadata, stated)
         with self._stages.timed("contents"):
             contents = self._contents(original, converted, written, plan, frozen)
         with self._stages.timed("layers"):
@@ -266,11 +269,13 @@ class _Verification:
         plan: Plan,
         frozen: Collection[str],
     ) -> Claim:
-        expected = kept_entries(original, written, frozen)
+        kept = kept_entries(original, written, frozen)
+        apart = {f"{name}.running_var".removeprefix(".") for name in self._rewritten} & kept.keys()
+        expected = {name: entry for name, entry in kept.items() if name not in apart}
         # TorchScript has no buffers that a state dict would leave out.
         may_have: set[str] = set()
         if self._after.script and not self._before.script:
-            may_have = written.names() - expected.keys() - _parameters(self._after.script)
+            may_have = written.names() - kept.keys() - _parameters(self._after.script)
             may_have -= {f"{name}.{COUNT}" for name in frozen}
         total = sum(tensor.size_bytes for tensor in expected.values())
         with located(str(self._before.path)):
@@ -280,6 +285,7 @@ class _Verification:
                 begin("comparing", total),
                 tolerance=self._tolerance,
                 may_have=may_have,
+                rewritten=apart,
             )
         if claim.status == "different":
             return claim
@@ -351,7 +357,10 @@ class _Verification:
             eps[name] = found or source.eps
             # An original that does not hold it takes what the conversion was told.
             is_open = source.eps.source in ("assumed", "recognised")
-            if is_open and eps[name].source != "assumed":
+            if name in self._rewritten:
+                before = self._rewritten[name] if is_open else source.eps
+                sources[name] = replace(source, eps=before)
+            elif is_open and eps[name].source != "assumed":
                 sources[name] = replace(source, eps=eps[name])
             else:
                 sources[name] = source
@@ -362,6 +371,7 @@ class _Verification:
             sources,
             begin("running the layers", len(sources)),
             stated=eps,
+            rewritten=self._rewritten,
             tolerance=self._tolerance,
         )
         if unexpected := unexpected_layers(plan, stated, live_layers(converted)):

@@ -18,6 +18,7 @@ __all__ = [
     "frozen_layers",
     "kept_entries",
     "live_layers",
+    "rewritten_layers",
     "unexpected_layers",
     "with_unexpected",
 ]
@@ -56,6 +57,15 @@ def frozen_layers(
         and item.layer.entry_name(COUNT) not in part.entries
         and item.layer.entry_name("running_var") in part.entries
     }
+
+
+def rewritten_layers(
+    part: StateDict, metadata: Mapping[str, str], frozen: Collection[str]
+) -> dict[str, Eps]:
+    """Return the eps that frozen layers had before their variances were rewritten for another."""
+    record = ConversionRecord.from_metadata(metadata)
+    before = record.renamed(part.renaming).rewritten if record else {}
+    return {name: eps for name, eps in before.items() if name in frozen}
 
 
 def live_layers(part: StateDict) -> set[str]:

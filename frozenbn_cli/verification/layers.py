@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ def verify_layers(
     progress: Progress,
     *,
     stated: Mapping[str, Eps] | None = None,
+    rewritten: Collection[str] = (),
     tolerance: Tolerance = EXACT,
 ) -> Claim:
     """Compare each frozen layer with its BatchNorm in eval, bit by bit, on probe inputs.
@@ -46,15 +49,35 @@ def verify_layers(
         layers: The source layers, by their names in the file.
         progress: Is called for each layer that was compared.
         stated: The eps of each frozen layer; as the file states it if None.
+        rewritten: The layers whose variances were rewritten, so that they may have another eps.
         tolerance: Of the outputs.
     """
-    stated = written.stated_eps() if stated is None else stated
+    terms = _Terms(
+        written.stated_eps() if stated is None else stated, frozenset(rewritten), tolerance
+    )
     with _one_thread():
-        differences, unrunnable = _differences(written, layers, progress, stated, tolerance)
+        differences, unrunnable = _differences(written, layers, progress, terms)
     dims = sorted({each for layer in layers.values() for each in _dims_of(layer)})
     named = ", ".join(f"BatchNorm{each}d" for each in dims)
     detail = f"{counted(len(layers), 'layer')} against {named} in eval, with gradients and without"
+    if there := layers.keys() & terms.rewritten:
+        detail += f"; {len(there):,} with a rewritten running_var and another eps, scales included"
     return _claim(differences, unrunnable, len(layers), detail, tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How layers are compared.
+
+    Attributes:
+        stated: The eps of each frozen layer.
+        rewritten: The layers that may have another eps than their source.
+        tolerance: Of the outputs.
+    """
+
+    stated: Mapping[str, Eps]
+    rewritten: frozenset[str]
+    tolerance: Tolerance
 
 
 class _BatchNormNd(nn.BatchNorm2d):
@@ -95,19 +118,18 @@ def _differences(
     written: WrittenFile,
     layers: Mapping[str, BatchNorm],
     progress: Progress,
-    stated: Mapping[str, Eps],
-    tolerance: Tolerance,
+    terms: _Terms,
 ) -> tuple[list[Difference], str]:
     """Return the layers that differ, and why one could not be run."""
     differences, unrunnable = [], ""
     for name, source in layers.items():
         shown = name or "the layer"
         progress(1)
-        if name not in stated:
+        if name not in terms.stated:
             differences.append(Difference(shown, "the file does not state its eps"))
             continue
         try:
-            found = _layer_difference(written, name, source, stated[name], tolerance)
+            found = _layer_difference(written, name, source, terms)
         except RuntimeError as error:
             # PyTorch has no kernel for this dtype on this machine.
             unrunnable = unrunnable or f"{shown} cannot be run here: {str(error).splitlines()[0]}"
@@ -132,9 +154,9 @@ def _claim(
 
 
 def _layer_difference(
-    written: WrittenFile, name: str, source: BatchNorm, eps: Eps, tolerance: Tolerance
+    written: WrittenFile, name: str, source: BatchNorm, terms: _Terms
 ) -> Difference | None:
-    shown = name or "the layer"
+    shown, eps = name or "the layer", terms.stated[name]
     dims, is_affine = _dims_of(source), "weight" in source.tensors
     live_class, frozen_class = _PAIRS[dims]
     original: Any = live_class(source.channels, eps=source.eps.value, affine=is_affine)
@@ -154,7 +176,18 @@ def _layer_difference(
         setattr(original, role, nn.Parameter(tensor) if is_parameter else tensor)
         setattr(frozen, role, found)
     outputs = _outputs(original.eval(), frozen, dims)
-    return _output_difference(shown, outputs, tolerance, _eps_differs(source, eps))
+    if name not in terms.rewritten:
+        return _output_difference(shown, outputs, terms.tolerance, _eps_differs(source, eps))
+    scales = _scales(original), _scales(frozen)
+    return _output_difference(shown, chain(outputs, [scales]), terms.tolerance, "")
+
+
+def _scales(layer: Any) -> Tensor:
+    """Return what the kernel multiplies each channel by, without a weight; shape (C,)."""
+    variance = layer.running_var
+    one = torch.ones_like(variance).view(1, -1, 1, 1)
+    scaled = nn.functional.batch_norm(one, torch.zeros_like(variance), variance, eps=layer.eps)
+    return scaled.reshape(-1)
 
 
 def _eps_differs(source: BatchNorm, eps: Eps) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -15,6 +16,7 @@ from frozenbn_cli.stages import begin
 from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents, verify_records
+from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import (
     FromFile,
@@ -41,6 +43,7 @@ class Written:
         kept: The entries that it has to hold, as they lie in the input.
         layers: The frozen layers, as they are in the input.
         may_have: Entries that it may hold beside these.
+        retargeting: What an eps that it was written for takes, if there is one.
         rewriting: How the archive was changed, if the input is one.
     """
 
@@ -49,11 +52,16 @@ class Written:
     kept: Mapping[str, StoredTensor]
     layers: Mapping[str, BatchNorm]
     may_have: Collection[str] = ()
+    retargeting: Retargeting | None = None
     rewriting: Rewriting | None = None
 
 
 def verify_output(
-    checkpoint: Checkpoint, part: StateDict, written: Written, options: RunOptions
+    checkpoint: Checkpoint,
+    part: StateDict,
+    written: Written,
+    options: RunOptions,
+    tolerance: Tolerance = EXACT,
 ) -> tuple[Claim, ...]:
     """Return the three claims on the output of a conversion.
 
@@ -62,6 +70,7 @@ def verify_output(
         part: The state dict of it that was converted.
         written: The output.
         options: Which model is run, and on what.
+        tolerance: Of the outputs of layers and model.
 
     Raises:
         VerificationError: The library of the format cannot read it back.
@@ -72,8 +81,14 @@ def verify_output(
     contents = verify_contents(file, written.kept, comparing, may_have=written.may_have)
     if contents.status == "equal" and (found := _other_record(checkpoint, written)):
         contents = Claim("contents", "different", found)
-    layers = verify_layers(file, written.layers, begin("running the layers", len(written.layers)))
-    return contents, layers, _verify_model(checkpoint, part, written, file, options)
+    layers = verify_layers(
+        file,
+        written.layers,
+        begin("running the layers", len(written.layers)),
+        rewritten=written.retargeting.layers if written.retargeting else (),
+        tolerance=tolerance,
+    )
+    return contents, layers, _verify_model(checkpoint, part, written, file, options, tolerance)
 
 
 def _other_record(checkpoint: Checkpoint, written: Written) -> str | None:
@@ -89,11 +104,12 @@ def _verify_model(
     written: Written,
     file: WrittenFile,
     options: RunOptions,
+    tolerance: Tolerance,
 ) -> Claim:
     with PrivateCopies() as copies:
         before = original_loader(checkpoint, part, options, copies)
         after = _after(checkpoint, part, written, file, options)
-        return verify_whole_model(before, after, written.layers, options)
+        return verify_whole_model(before, after, written.layers, options, tolerance)
 
 
 def _after(
@@ -109,4 +125,6 @@ def _after(
         is_own = checkpoint.script is None and options.model is not None
         return loader.load if is_own and isinstance(loader, FromFile) else loader
     eps = {name: layer.eps for name, layer in written.layers.items()}
+    if written.retargeting:
+        eps = dict.fromkeys(eps, written.retargeting.stated)
     return frozen_loader(blank_loader(checkpoint, part, options), file, eps)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from frozenbn_cli.cli.option_values import check_finite
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 
 __all__ = ["OutputArguments"]
@@ -38,6 +39,19 @@ class OutputArguments:
             metavar="FORMAT",
             help=f"The format of the result: {_FORMATS}. If not given, the name of the output says "
             "it; without one, TorchScript stays TorchScript, and all else becomes safetensors.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None
+    target_eps: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            callback=check_finite,
+            help="The eps of the frozen layers that the result is loaded into: 1e-5 for "
+            "torchvision's, 0 for its COCO detectors. running_var is rewritten so that every scale "
+            "stays the same number; what cannot is named, and refused unless --atol or --rtol "
+            "allow it.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
