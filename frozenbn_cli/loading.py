@@ -66,6 +66,7 @@ def load_frozen(
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
     trainable_affine: bool = False,
+    key: str | None = None,
     with_report: Literal[False] = False,
 ) -> nn.Module: ...
 
@@ -79,6 +80,7 @@ def load_frozen(
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
     trainable_affine: bool = False,
+    key: str | None = None,
     with_report: Literal[True],
 ) -> LoadReport: ...
 
@@ -91,6 +93,7 @@ def load_frozen(
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
     trainable_affine: bool = False,
+    key: str | None = None,
     with_report: bool = False,
 ) -> nn.Module | LoadReport:
     """Load a file that frozenbn wrote into ``model``, freezing the layers that the file froze.
@@ -117,6 +120,7 @@ def load_frozen(
             file and in the model, such as ``fc`` or ``fc.*``.
         only: Likewise, of the entries that are loaded; all others are left out.
         trainable_affine: Whether weight and bias of the layers that are frozen stay parameters.
+        key: Which state dict of a training checkpoint that holds several.
         with_report: Whether to return what was loaded, skipped and left, with the model in it.
 
     Returns:
@@ -128,7 +132,7 @@ def load_frozen(
             cannot be frozen in ``model``, or not with its eps; a pattern matches no entry. Nothing
             is changed.
     """
-    record, entries = _read(Path(path))
+    record, entries = _read(Path(path), key)
     inner = unwrapped(model)
     refuse_wrapped(inner)
     plan = plan_loading(
@@ -175,14 +179,15 @@ def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
     return Selection.of(patterns).include
 
 
-def _read(path: Path) -> tuple[ConversionRecord, dict[str, Tensor]]:
+def _read(path: Path, key: str | None) -> tuple[ConversionRecord, dict[str, Tensor]]:
     """Return the record and the entries of a file that frozenbn wrote."""
     with open_checkpoint(path, keep_prefix=True) as checkpoint:
         record = ConversionRecord.from_metadata(checkpoint.metadata)
         foreign = _foreign(checkpoint, record)
         if foreign is not None or record is None:
             raise foreign or _not_ours("")
-        return record, {name: to_tensor(entry) for name, entry in checkpoint.entries.items()}
+        part = checkpoint.state_dict(key)
+        return record.of(part), {name: to_tensor(entry) for name, entry in part.entries.items()}
 
 
 def _foreign(checkpoint: Checkpoint, record: ConversionRecord | None) -> FrozenBNError | None:

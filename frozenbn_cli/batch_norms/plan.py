@@ -142,7 +142,7 @@ def plan_state_dict(
         UsageError: A pattern of the selection matches no layer, or a dimension is none of these.
     """
     record = ConversionRecord.from_metadata(metadata)
-    record = record.renamed(part.renaming) if record else None
+    record = record.of(part) if record else None
     layers = find_batch_norms(
         part,
         eps=eps,

@@ -20,6 +20,8 @@ The entry is a JSON document::
 ``recognised``, where there is any, names architectures with the same layers;
 ``rewritten``, where there is any, the eps that a layer had before its ``running_var`` was rewritten
 for the one that ``layers`` states;
+``state_dicts``, in a training checkpoint, has the ``layers`` and ``rewritten`` of each of its state
+dicts, by key; outside it stand those of the first;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
 what decided, beside the source, what the file holds; ``date`` is when the conversion was begun;
 ``claims`` is what was found of each claim, with long details cut. Older records have no
@@ -35,11 +37,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import EPS_SOURCES, Eps
-from frozenbn_cli.checkpoints import Renaming
+from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.checkpoints.pickled import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
-__all__ = ["METADATA_KEY", "ConversionRecord", "RecordedClaim"]
+__all__ = ["METADATA_KEY", "ConversionRecord", "FrozenLayers", "RecordedClaim"]
 
 _SCHEMA_VERSION = 1
 _MOST_DETAIL = 240
@@ -74,6 +76,41 @@ class RecordedClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenLayers:
+    """What a record says of the layers of one state dict.
+
+    Attributes:
+        layers: The eps of each frozen layer.
+        dims_of: How many spatial dimensions those of the layers have that are no BatchNorm2d.
+        rewritten: The eps that a layer had before its variances were rewritten for another.
+    """
+
+    layers: Mapping[str, Eps] = field(default_factory=dict)
+    dims_of: Mapping[str, int] = field(default_factory=dict)
+    rewritten: Mapping[str, Eps] = field(default_factory=dict)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what becomes a part of the JSON document."""
+        layers: dict[str, dict[str, Any]] = {
+            name: _document(eps) for name, eps in self.layers.items()
+        }
+        for name in layers.keys() & self.dims_of.keys():
+            layers[name]["dims"] = self.dims_of[name]
+        rewritten = {name: _document(eps) for name, eps in self.rewritten.items()}
+        return {"layers": layers, **({"rewritten": rewritten} if rewritten else {})}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> FrozenLayers:
+        """Return what a part of the JSON document says."""
+        layers, rewritten = document["layers"], document.get("rewritten", {})
+        return cls(
+            {name: _eps(fields) for name, fields in layers.items()},
+            {name: _dims(fields["dims"]) for name, fields in layers.items() if "dims" in fields},
+            {name: _eps(fields) for name, fields in rewritten.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionRecord:
     """The record of a conversion that its output carries.
 
@@ -91,6 +128,7 @@ class ConversionRecord:
         claims: What was found of each claim; none as above.
         dims_of: How many spatial dimensions those of the layers have that are no BatchNorm2d.
         rewritten: The eps that a layer had before its variances were rewritten for another.
+        state_dicts: The layers of each state dict of a training checkpoint, by its key.
     """
 
     version: str
@@ -104,6 +142,7 @@ class ConversionRecord:
     claims: tuple[RecordedClaim, ...] = ()
     dims_of: Mapping[str, int] = field(default_factory=dict)
     rewritten: Mapping[str, Eps] = field(default_factory=dict)
+    state_dicts: Mapping[str, FrozenLayers] = field(default_factory=dict)
 
     @property
     def dims(self) -> tuple[int, ...] | None:
@@ -126,12 +165,21 @@ class ConversionRecord:
             if len(pair) == 2 and all(isinstance(part, str) for part in pair)
         )
 
-    def renamed(self, renaming: Renaming) -> ConversionRecord:
-        """Return the record with the names that layers got when the file was opened."""
-        layers = {renaming.of_module(name): eps for name, eps in self.layers.items()}
-        dims_of = {renaming.of_module(name): dims for name, dims in self.dims_of.items()}
-        rewritten = {renaming.of_module(name): eps for name, eps in self.rewritten.items()}
-        return replace(self, layers=layers, dims_of=dims_of, rewritten=rewritten)
+    def of_key(self, key: str) -> FrozenLayers:
+        """Return what it says of the layers of a state dict, with their names in the file."""
+        if self.state_dicts:
+            return self.state_dicts.get(key, FrozenLayers())
+        return FrozenLayers(self.layers, self.dims_of, self.rewritten)
+
+    def of(self, part: StateDict) -> ConversionRecord:
+        """Return the record of one state dict, with the names that it got when it was opened."""
+        own, rename = self.of_key(part.key), part.renaming.of_module
+        return replace(
+            self,
+            layers={rename(name): eps for name, eps in own.layers.items()},
+            dims_of={rename(name): dims for name, dims in own.dims_of.items()},
+            rewritten={rename(name): eps for name, eps in own.rewritten.items()},
+        )
 
     def found(self, claims: Iterable[RecordedClaim]) -> ConversionRecord:
         """Return the record with what was found of each claim."""
@@ -149,27 +197,23 @@ class ConversionRecord:
             "schema_version": _SCHEMA_VERSION,
             "frozenbn": self.version,
             "source": dict(self.source),
-            "layers": {
-                name: {**_document(eps), **self._dims_fields(name)}
-                for name, eps in self.layers.items()
-            },
+            **FrozenLayers(self.layers, self.dims_of, self.rewritten).to_document(),
             "verified": list(self.verified),
         }
         if self.recognised:
             document["recognised"] = [
                 {"prefix": prefix, "as": list(names)} for prefix, names in self.recognised.items()
             ]
-        if self.rewritten:
-            document["rewritten"] = {name: _document(eps) for name, eps in self.rewritten.items()}
+        if self.state_dicts:
+            document["state_dicts"] = {
+                key: own.to_document() for key, own in self.state_dicts.items()
+            }
         if self.options is not None:
             document["options"] = dict(self.options)
         document |= {name: value for name in ("date", "torch") if (value := getattr(self, name))}
         if self.claims:
             document["claims"] = [asdict(claim) for claim in self.claims]
         return document
-
-    def _dims_fields(self, name: str) -> dict[str, int]:
-        return {"dims": self.dims_of[name]} if name in self.dims_of else {}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ConversionRecord | None:
@@ -182,13 +226,8 @@ class ConversionRecord:
             return None
         try:
             document = json.loads(metadata[METADATA_KEY])
-            layers = {name: _eps(fields) for name, fields in document["layers"].items()}
-            dims_of = {
-                name: _dims(fields["dims"])
-                for name, fields in document["layers"].items()
-                if "dims" in fields
-            }
-            rewritten = document.get("rewritten", {})
+            own = FrozenLayers.from_document(document)
+            state_dicts = document.get("state_dicts", {})
             options = document.get("options")
             recognised = {
                 str(fields["prefix"]): tuple(map(str, fields["as"]))
@@ -197,15 +236,16 @@ class ConversionRecord:
             return cls(
                 str(document["frozenbn"]),
                 dict(document["source"]),
-                layers,
+                own.layers,
                 tuple(document["verified"]),
                 None if options is None else dict(options),
                 recognised,
                 str(document.get("date", "")),
                 str(document.get("torch", "")),
                 tuple(map(_claim, document.get("claims", ()))),
-                dims_of,
-                {name: _eps(fields) for name, fields in rewritten.items()},
+                own.dims_of,
+                own.rewritten,
+                {key: FrozenLayers.from_document(each) for key, each in state_dicts.items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(

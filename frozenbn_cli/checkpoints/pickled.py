@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from frozenbn_cli.checkpoints.checkpoint import Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
@@ -20,7 +21,15 @@ from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import LongBytes, Value
 from frozenbn_cli.wording import listed
 
-__all__ = ["METADATA_KEY", "open_bare", "open_legacy", "open_zip", "read_value"]
+__all__ = [
+    "METADATA_KEY",
+    "StoredPickle",
+    "open_bare",
+    "open_legacy",
+    "open_zip",
+    "read_stored",
+    "read_value",
+]
 
 _NO_METADATA: Mapping[str, str] = {}
 
@@ -72,8 +81,44 @@ def open_legacy(source: ByteSource, *, naming: Naming) -> Checkpoint:
         DamagedFileError: The stream contradicts itself; says where.
         UnsupportedFileError: The file holds something else than a model.
     """
-    pickle, finder = _legacy_pickle(source)
-    return _checkpoint(source, "PyTorch legacy", pickle, finder, naming=naming)
+    stored = _legacy_pickle(source)
+    record = stored.legacy.system.get(METADATA_KEY) if stored.legacy else None
+    metadata = {METADATA_KEY: record} if isinstance(record, str) else {}
+    pickle, finder = stored.pickle, stored.finder
+    return _checkpoint(source, "PyTorch legacy", pickle, finder, metadata=metadata, naming=naming)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPickle:
+    """What `torch.save` wrote: the pickle, inert, and where it and its storages lie.
+
+    Attributes:
+        pickle: The pickle.
+        finder: Finds the tensors in it.
+        archive: The archive that it lies in; None for the legacy format.
+        root: The archive's one folder, with a slash.
+        legacy: The stream of the legacy format.
+    """
+
+    pickle: Pickle
+    finder: TensorFinder
+    archive: ZipArchive | None = None
+    root: str = ""
+    legacy: LegacyStream | None = None
+
+
+def read_stored(source: ByteSource) -> StoredPickle:
+    """Return what `torch.save` wrote into a file.
+
+    Raises:
+        DamagedFileError: The file contradicts itself; says where.
+        UnsupportedFileError: `torch.save` did not write it.
+    """
+    if source.read(0, min(4, source.size_bytes)) == b"PK\3\4":
+        archive = ZipArchive(source)
+        root = _root(archive)
+        return StoredPickle(*_zip_pickle(archive, root), archive, root)
+    return _legacy_pickle(source)
 
 
 def read_value(source: ByteSource) -> tuple[Value, TensorFinder]:
@@ -83,12 +128,8 @@ def read_value(source: ByteSource) -> tuple[Value, TensorFinder]:
         DamagedFileError: The file contradicts itself; says where.
         UnsupportedFileError: `torch.save` did not write it.
     """
-    if source.read(0, min(4, source.size_bytes)) == b"PK\3\4":
-        archive = ZipArchive(source)
-        pickle, finder = _zip_pickle(archive, _root(archive))
-    else:
-        pickle, finder = _legacy_pickle(source)
-    return pickle.value, finder
+    stored = read_stored(source)
+    return stored.pickle.value, stored.finder
 
 
 def _zip_pickle(archive: ZipArchive, root: str) -> tuple[Pickle, TensorFinder]:
@@ -106,7 +147,7 @@ def _zip_pickle(archive: ZipArchive, root: str) -> tuple[Pickle, TensorFinder]:
     return pickle, TensorFinder(storage)
 
 
-def _legacy_pickle(source: ByteSource) -> tuple[Pickle, TensorFinder]:
+def _legacy_pickle(source: ByteSource) -> StoredPickle:
     legacy = LegacyStream.read(_whole(source), storage_element_sizes)
 
     def storage(key: str) -> Extent:
@@ -114,7 +155,7 @@ def _legacy_pickle(source: ByteSource) -> tuple[Pickle, TensorFinder]:
             raise DamagedFileError(f"storage {key!a} is missing from the file")
         return legacy.storages[key]
 
-    return legacy.pickle, TensorFinder(storage)
+    return StoredPickle(legacy.pickle, TensorFinder(storage), legacy=legacy)
 
 
 def open_bare(source: ByteSource, *, naming: Naming) -> Checkpoint:

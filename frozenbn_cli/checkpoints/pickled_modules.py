@@ -16,7 +16,14 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
 
-__all__ = ["attributes_of", "is_module", "module_class", "module_state_dict"]
+__all__ = [
+    "attributes_of",
+    "is_module",
+    "module_class",
+    "module_state_dict",
+    "modules_in",
+    "own_parameters",
+]
 
 _RECONSTRUCTOR = Global("copy_reg", "_reconstructor")
 _REDUCED_GRAPH = Global("torch.fx.graph_module", "reduce_graph_module")
@@ -74,6 +81,20 @@ def module_state_dict(key: str, root: Call, finder: TensorFinder) -> StateDict:
         if facts := _facts(module, finder):
             layers[name] = facts
     return StateDict(key, entries, layers=layers, is_module=True, unsupported=unsupported)
+
+
+def modules_in(root: Call, finder: TensorFinder) -> Iterator[tuple[str, Call, str]]:
+    """Yield every module under each of its names, with its class, parents before children."""
+    for name, module in _walk(root, finder):
+        yield name, module, module_class(module)
+
+
+def own_parameters(module: Call) -> Iterator[tuple[str, Call, bool]]:
+    """Yield the parameters of a module itself, and whether each asks for gradients."""
+    for name, value in _items(module, "_parameters"):
+        if isinstance(value, Call) and is_tensor(value):
+            is_trained = value.arguments[1] is True if len(value.arguments) > 1 else True
+            yield str(name), value, is_trained
 
 
 def _walk(root: Call, finder: TensorFinder) -> Iterator[tuple[str, Call]]:

@@ -22,7 +22,7 @@ from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import Pickle
 from frozenbn_cli.pickles.values import Call, Global, LongBytes, PersistentId, Value, describe
 
-__all__ = ["TENSOR_FUNCTIONS", "TensorFinder", "is_tensor", "storage_element_sizes"]
+__all__ = ["TENSOR_FUNCTIONS", "TensorFinder", "bare_tensor", "is_tensor", "storage_element_sizes"]
 
 _MAX_WRAPPERS = 8
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
@@ -41,6 +41,15 @@ def storage_element_sizes(pickle: Pickle) -> dict[str, int]:
 def is_tensor(value: Value) -> bool:
     """Return whether ``value`` would become a tensor or parameter, of any layout."""
     return isinstance(value, Call) and (_name(value) in TENSOR_FUNCTIONS or is_array(value))
+
+
+def bare_tensor(value: Value) -> Value:
+    """Return the tensor inside a parameter; all else as it is."""
+    for _ in range(_MAX_WRAPPERS):
+        if not (isinstance(value, Call) and _name(value).startswith("_rebuild_parameter")):
+            break
+        value = _first(value.arguments)
+    return value
 
 
 class TensorFinder:

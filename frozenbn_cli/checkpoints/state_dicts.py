@@ -19,7 +19,7 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Value, describe, items_of
 
-__all__ = ["Found", "find_state_dicts"]
+__all__ = ["Found", "find_state_dicts", "values_by_key"]
 
 _MAX_DEPTH = 32
 _MAX_VISITS = 200_000
@@ -74,6 +74,11 @@ def find_state_dicts(root: Value, finder: TensorFinder, *, naming: Naming) -> Fo
         {key: make for key, make in makers.items() if key not in keys},
         _beside(root, keys),
     )
+
+
+def values_by_key(root: Value) -> dict[str, Value]:
+    """Return every mapping with tensors of its own and every module, under each of its keys."""
+    return dict(_candidates(root))
 
 
 def _check_called(root: Value) -> None:

@@ -43,6 +43,7 @@ from frozenbn_cli.cli.options.many_files import ManyArguments, Recursive
 from frozenbn_cli.cli.options.models import (
     ModelArguments,
     NoVerify,
+    OptimizerTarget,
     RunArguments,
     ToleranceArguments,
     run_options,
@@ -58,6 +59,7 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.version import __version__
 
@@ -149,6 +151,7 @@ def convert(
     no_recognise: NoRecognise = False,
     force_unhealthy: ForceUnhealthy = False,
     model: ModelArguments,
+    optimizer: OptimizerTarget = None,
     no_verify: NoVerify = False,
     running: RunArguments,
     tolerance: ToleranceArguments,
@@ -171,6 +174,7 @@ def convert(
         **names.values,
         eps=layers.eps,
         target_eps=output.target_eps,
+        optimizer=ModelTarget(optimizer, option="--optimizer") if optimizer else None,
         atol=tolerance.atol,
         rtol=tolerance.rtol,
         selection=layers.selection,

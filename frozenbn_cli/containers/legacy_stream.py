@@ -9,19 +9,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from frozenbn_cli.containers.source import Extent, stream, within
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import describe
 
-__all__ = ["LegacyStream", "has_legacy_magic"]
+__all__ = ["LEGACY_MAGIC", "LEGACY_PROTOCOL", "LegacyStream", "has_legacy_magic"]
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
 # PROTO n, LONG1 of 10 bytes: how the magic number is pickled in every protocol from 2 on.
-_MAGIC_PICKLE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
+_MAGIC_PICKLE = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little") + b"."
 
 
 def has_legacy_magic(head: bytes) -> bool:
@@ -36,10 +36,12 @@ class LegacyStream:
     Attributes:
         pickle: The object that was saved, inert, with the names in the pickles around it.
         storages: The bytes of each storage, by its key.
+        system: What the file says of the machine that wrote it; others may add to it.
     """
 
     pickle: Pickle
     storages: dict[str, Extent]
+    system: dict[Any, Any]
 
     @classmethod
     def read(
@@ -55,7 +57,7 @@ class LegacyStream:
             DamagedFileError: The bytes contradict the format; says where.
         """
         file = stream(source)
-        head = [_read(file, "magic number", _MAGIC), _read(file, "protocol", _PROTOCOL)]
+        head = [_read(file, "magic number", LEGACY_MAGIC), _read(file, "protocol", LEGACY_PROTOCOL)]
         head.append(_read(file, "system description"))
         system = head[-1].value
         if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -71,7 +73,7 @@ class LegacyStream:
             storages = _locate(source, file.tell(), keys, element_sizes(pickle))
         for other in (*head, tail):
             pickle.take_names(other)
-        return cls(pickle, storages)
+        return cls(pickle, storages, system)
 
 
 def _read(file: IO[bytes], name: str, expected: int | None = None) -> Pickle:

@@ -19,18 +19,17 @@ from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
+from frozenbn_cli.conversion.recording import frozen_layers
 from frozenbn_cli.conversion.refusing import refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
-from frozenbn_cli.errors import (
-    UsageError,
-    VerificationError,
-    located,
-)
+from frozenbn_cli.conversion.training import models_to_freeze, plan_training
+from frozenbn_cli.errors import UsageError, VerificationError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
 from frozenbn_cli.outputs import (
     OUTPUTS,
+    CheckpointOutput,
     Output,
     OutputFormat,
     TorchScriptOutput,
@@ -41,6 +40,7 @@ from frozenbn_cli.outputs import (
 from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
 from frozenbn_cli.verification.tolerance import Tolerance
 from frozenbn_cli.version import __version__, torch_version
@@ -122,17 +122,18 @@ class _Conversion:
         self._place = str(checkpoint.path)
         self._rewriting: Rewriting | None = None
         self._retargeting: Retargeting | None = None
+        self._models: tuple[FrozenModel, ...] = ()
+        self._edited: EditedCheckpoint | None = None
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
         self._check_target(self._output)
         with self._stages.timed("plan"), located(self._place):
-            part = self._described(self._checkpoint.state_dict(self._options.key))
-            plan = self._plan(part)
-            if self._to == "torchscript":
-                plan = self._plan_torchscript(part, plan)
-            if self._options.target_eps is not None:
-                plan, self._retargeting = self._plan_retargeted(plan, self._options.target_eps)
+            self._models = tuple(map(self._planned, self._parts()))
+            main = next((model for model in self._models if model.frozen), self._models[0])
+            part, plan, self._retargeting = main.part, main.plan, main.retargeting
+            if self._to == "checkpoint":
+                self._edited = plan_training(self._checkpoint, self._models, self._options)
         planned = ConversionResult(
             outcome="planned",
             input_path=self._checkpoint.path,
@@ -145,17 +146,21 @@ class _Conversion:
             prefix=part.prefix,
             renamed=part.renaming.others,
             entries=tuple(part.entries),
-            left_out={} if self._rewriting else {**part.left_out, **part.unsupported},
-            absent=() if self._rewriting else tuple(part.unsupported),
-            beside=self._checkpoint.beside,
+            left_out={} if self._is_whole else {**part.left_out, **part.unsupported},
+            absent=() if self._is_whole else tuple(part.unsupported),
+            beside={} if self._edited else self._checkpoint.beside,
             foreign_names=self._checkpoint.foreign_names,
             plan=plan,
             retargeting=self._retargeting,
+            others={model.key: model.plan for model in self._models if model is not main},
+            optimizers=self._edited.optimizers if self._edited else (),
             model="" if self._checkpoint.script else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
         )
-        refuse_plan(planned, self._checkpoint, self._options)
+        for model in (main, *(model for model in self._models if model.plan.broken)):
+            one = replace(planned, plan=model.plan, key=model.key, retargeting=model.retargeting)
+            refuse_plan(one, self._checkpoint, self._options)
         if self._options.dry_run:
             return planned
         with self._output as output:
@@ -170,6 +175,27 @@ class _Conversion:
                 where=(str(self._target),),
                 advice="Name another output with -o.",
             )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the output holds all that the input does, whatever it is."""
+        return self._rewriting is not None or self._edited is not None
+
+    def _parts(self) -> tuple[StateDict, ...]:
+        """Return the state dicts that are meant."""
+        if self._to == "checkpoint":
+            return models_to_freeze(self._checkpoint, self._options.key)
+        return (self._checkpoint.state_dict(self._options.key),)
+
+    def _planned(self, part: StateDict) -> FrozenModel:
+        """Return a state dict with what becomes of its layers."""
+        part = self._described(part)
+        plan, retargeting = self._plan(part), None
+        if self._to == "torchscript":
+            plan = self._plan_torchscript(part, plan)
+        if self._options.target_eps is not None:
+            plan, retargeting = self._plan_retargeted(plan, self._options.target_eps)
+        return FrozenModel(part, plan, retargeting)
 
     def _described(self, part: StateDict) -> StateDict:
         """Return the state dict with what the model says of its layers, if there is one."""
@@ -247,7 +273,7 @@ class _Conversion:
         )
         with output.writing():
             writer.finish(record)
-        _check_record(output.path, kept.keys() | self._added, record)
+        _check_record(output.path, None if self._edited else kept.keys() | self._added, record)
         self._checkpoint.check_unchanged()
         sha256 = self._hashed(output) if self._options.hash_output else None
         begin("syncing")
@@ -300,7 +326,9 @@ class _Conversion:
     ) -> Iterator[Output]:
         """Begin the output; what it is made of is there until its tensors are written."""
         script = self._checkpoint.script
-        if self._rewriting and script:
+        if self._edited:
+            yield CheckpointOutput(file, self._edited, longest)
+        elif self._rewriting and script:
             yield TorchScriptOutput(file, script, self._rewriting)
         elif self._to == "torchscript":
             room_bytes = _ROOM_BYTES + sum(entry.size_bytes for entry in kept.values())
@@ -346,32 +374,25 @@ class _Conversion:
             "size_bytes": self._checkpoint.size_bytes,
         }
         before = ConversionRecord.from_metadata(self._checkpoint.metadata)
-        before = before.renamed(part.renaming) if before else None
-        layers = dict(before.layers) if before else {}
-        layers |= {item.layer.name: item.layer.eps for item in plan.frozen}
-        dims_of = dict(before.dims_of) if before else {}
-        dims_of |= {
-            item.layer.name: dims
-            for item in plan.frozen
-            if (dims := item.layer.spatial_dims) and dims != 2
-        }
-        rewritten = dict(before.renamed(part.renaming).rewritten) if before else {}
-        if self._retargeting:
-            layers |= dict.fromkeys(self._retargeting.layers, self._retargeting.stated)
-            rewritten |= self._retargeting.before
+        main = next(model for model in self._models if model.part is part)
+        own = frozen_layers(main, before, in_file=self._edited is not None)
         deciding = self._options.deciding(self._to)
-        if part.renaming.steps:
+        if part.renaming.steps and not self._edited:
             deciding["renamed"] = [list(step) for step in part.renaming.steps]
         recognised = {match.prefix: match.names for match in plan.matches}
         record = ConversionRecord(
             __version__,
             source,
-            layers,
+            own.layers,
             (),
             deciding,
             recognised,
-            dims_of=dims_of,
-            rewritten=rewritten,
+            dims_of=own.dims_of,
+            rewritten=own.rewritten,
+            state_dicts={
+                model.key: frozen_layers(model, before, in_file=True)
+                for model in (self._models if self._edited else ())
+            },
             date=self._date,
             torch=torch_version(),
         )
@@ -396,6 +417,7 @@ class _Conversion:
                     may_have=self._added,
                     retargeting=self._retargeting,
                     rewriting=self._rewriting,
+                    edited=self._edited,
                 ),
                 self._options,
                 self._tolerance,
@@ -419,11 +441,10 @@ class _Conversion:
         return self._made.added if self._made else frozenset()
 
 
-def _check_record(path: Path, names: Set[str], record: ConversionRecord) -> None:
-    """Read back what was written last."""
+def _check_record(path: Path, names: Set[str] | None, record: ConversionRecord) -> None:
+    """Read back what was written last; ``names`` are those of the one state dict."""
     with open_checkpoint(path, keep_prefix=True) as written:
-        if (
-            ConversionRecord.from_metadata(written.metadata) != record
-            or written.entries.keys() != names
+        if ConversionRecord.from_metadata(written.metadata) != record or (
+            names is not None and written.entries.keys() != names
         ):
             raise VerificationError("the record was not written as it has to be")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection, checked_dims
+from frozenbn_cli.training.reconciling import Reconciled
 from frozenbn_cli.verification.claims import Claim, ClaimName, check_required
 
 __all__ = ["ConversionResult", "ConvertOptions"]
@@ -40,6 +41,8 @@ class ConvertOptions(RunOptions):
             rewritten so that with it every scale is the same number.
         atol: By how much outputs may differ where no variance gives the same scale.
         rtol: As above: |after - before| <= atol + rtol * |before|.
+        optimizer: Returns the optimizer of the model that it is given, or several, as the training
+            did: which of its parameters are which then need not be proved.
         selection: Which layers to freeze.
         dims: The spatial dimensions of the layers to freeze, of 1, 2 and 3; None for no choice,
             which is 2.
@@ -63,6 +66,7 @@ class ConvertOptions(RunOptions):
     target_eps: float | None = None
     atol: float = 0.0
     rtol: float = 0.0
+    optimizer: Callable[[Any], Any] | None = None
     selection: Selection = field(default_factory=Selection)
     dims: tuple[int, ...] | None = None
     may_recognise: bool = True
@@ -86,6 +90,8 @@ class ConvertOptions(RunOptions):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name} {value}", expected="a finite number, 0 or more")
+        if self.optimizer is not None and self.to != "checkpoint":
+            raise UsageError("an optimizer is given, and no training checkpoint is written")
         if (self.atol or self.rtol) and self.target_eps is None:
             raise UsageError("a tolerance is given, and without target_eps nothing may differ")
         checked_dims(self.dims)
@@ -119,6 +125,8 @@ class ConvertOptions(RunOptions):
         }
         names = {"strip_prefix": self.strip_prefix, "add_prefix": self.add_prefix}
         document |= {option: prefix for option, prefix in names.items() if prefix}
+        if self.optimizer is not None:
+            document["optimizer"] = identity_of_model(self.optimizer)
         if self.target_eps is not None:
             document |= {"target_eps": self.target_eps, "atol": self.atol, "rtol": self.rtol}
         if self.dims is not None:
@@ -162,6 +170,8 @@ class ConversionResult:
             whether it would also be called.
         plan: Layers, findings and edits.
         retargeting: What ``target_eps`` takes, where there is one.
+        others: What becomes of the layers of the other models in a training checkpoint, by key.
+        optimizers: What becomes of each optimizer in it.
         claims: What was verified.
         model: The name of the model that the layers were described by; empty if there is none, or
             the file describes them itself.
@@ -199,6 +209,8 @@ class ConversionResult:
     foreign_names: Mapping[str, bool]
     plan: Plan
     retargeting: Retargeting | None = None
+    others: Mapping[str, Plan] = field(default_factory=dict)
+    optimizers: tuple[Reconciled, ...] = ()
     claims: tuple[Claim, ...] = ()
     model: str = ""
     made: str = ""

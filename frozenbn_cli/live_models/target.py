@@ -37,20 +37,22 @@ class ModelTarget:
         target: ``package.module:callable`` or ``path/file.py:callable``; the callable is a class or
             a function, and may be an attribute of one (``module:Class.method``).
         arguments: Its keyword arguments.
+        option: What named it.
     """
 
     target: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    option: str = "--model"
 
-    def __call__(self) -> Any:
-        """Return what the callable returns.
+    def __call__(self, *given: Any) -> Any:
+        """Return what the callable returns, for what it is given.
 
         Raises:
             UsageError: There is no such module or callable; what it raises itself is passed on.
         """
         # The callable may import what lies beside it only when it is called.
         with importable(folder_of(self.target)):
-            return self._found()(**self.arguments)
+            return self._found()(*given, **self.arguments)
 
     def __str__(self) -> str:
         return self.target
@@ -76,7 +78,7 @@ class ModelTarget:
         return replace(self, target=f"{Path(module).absolute()}:{name}")
 
     def _found(self) -> Any:
-        with located(f"--model {self.target}"):
+        with located(f"{self.option} {self.target}"):
             found = named_object(self.target)
             if not callable(found):
                 name = self.target.rpartition(":")[2]

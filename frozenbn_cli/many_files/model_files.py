@@ -30,7 +30,9 @@ __all__ = [
     "possible_outputs",
 ]
 
-_OUTPUT_ENDINGS = tuple(f".frozen{facts.suffixes[0]}" for facts in FORMATS.values())
+_OUTPUT_ENDINGS = tuple(
+    f".frozen{suffix}" for facts in FORMATS.values() for suffix in facts.suffixes
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from frozenbn_cli.outputs.checkpoint import CheckpointOutput
 from frozenbn_cli.outputs.formats import (
     BY_KIND,
     FORMATS,
@@ -21,6 +22,7 @@ __all__ = [
     "BY_KIND",
     "FORMATS",
     "OUTPUTS",
+    "CheckpointOutput",
     "Output",
     "OutputFormat",
     "TorchScriptOutput",
@@ -33,5 +35,6 @@ OUTPUTS: Mapping[OutputFormat, Callable[..., Output]] = {
     "safetensors": SafetensorsOutput,
     "torch": TorchOutput,
     "torchscript": TorchScriptOutput,
+    "checkpoint": CheckpointOutput,
 }
 """How to begin an output of each format."""

@@ -24,7 +24,7 @@ __all__ = [
     "format_of",
 ]
 
-OutputFormat = Literal["safetensors", "torch", "torchscript"]
+OutputFormat = Literal["safetensors", "torch", "torchscript", "checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ FORMATS: Mapping[OutputFormat, FormatFacts] = {
     "torchscript": FormatFacts(
         "an archive for torch.jit.load", (".pt", ".pth", ".ts", ".torchscript", ".jit")
     ),
+    "checkpoint": FormatFacts(
+        "the training checkpoint as it was, its optimizer made to fit",
+        (".pt", ".pth", ".bin", ".ckpt", ".tar"),
+    ),
 }
 """Of formats that may have the same name, the first is written where the input decides nothing."""
 
@@ -61,7 +65,11 @@ _INPUT_SUFFIXES = {
 def default_output(path: Path, to: OutputFormat = "safetensors") -> Path:
     """Return where the result of converting ``path`` goes if the user does not say."""
     path = path.resolve() if path.name in ("", "..") else path
-    return path.parent / f"{_without_suffixes(path.name)}.frozen{FORMATS[to].suffixes[0]}"
+    name = _without_suffixes(path.name)
+    own, usual = path.name.removeprefix(name), FORMATS[to].suffixes
+    # A training checkpoint is looked for by the name that it has.
+    suffix = own if to == "checkpoint" and Path(path.name).suffix in usual else usual[0]
+    return path.parent / f"{name}.frozen{suffix}"
 
 
 def calibrated_output(path: Path) -> Path:

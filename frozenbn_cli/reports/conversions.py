@@ -23,6 +23,7 @@ from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_lines
 from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_words
 from frozenbn_cli.verification.claims import verdict
+from frozenbn_cli.wording import counted
 
 __all__ = ["describe_conversion"]
 
@@ -153,11 +154,32 @@ def _notes(result: ConversionResult) -> list[str]:
     lines += left_alone(result.plan, result.prefix, result.renamed)
     if result.retargeting and result.retargeting.inexact and result.outcome != "inexact":
         lines.append(result.retargeting.inexact_text)
+    lines += _training_notes(result)
     if result.left_out:
         left_out = [f"{name} ({what})" for name, what in result.left_out.items()]
         lines.append(f"not written: {named(left_out, 5)}")
     if result.beside:
         lines.append(f"not written, since beside the weights: {named(result.beside, 8)}")
+    return lines
+
+
+def _training_notes(result: ConversionResult) -> list[str]:
+    """Return what became of the rest of a training checkpoint, a line each."""
+    lines = []
+    for key, plan in result.others.items():
+        frozen = counted(len(plan.frozen), "layer")
+        lines.append(f"frozen alike in {printable(key)}: {frozen}")
+    for each in result.optimizers:
+        key = printable(each.optimizer.key)
+        if not each.places:
+            lines.append(f"{key}: left as it is, none of its parameters goes")
+            continue
+        sizes = ", ".join(f"{before:,} → {after:,}" for before, after in each.group_sizes)
+        names = f" ({named(each.names, 4)})" if each.names else ""
+        lines.append(
+            f"{key}: {counted(len(each.places), 'parameter')} left it{names}, all others keep "
+            f"their moments; by group {sizes}; known by {each.proof}"
+        )
     return lines
 
 
@@ -168,6 +190,12 @@ def _next_steps(result: ConversionResult) -> tuple[str, str]:
         return (
             "Load it with PyTorch alone, here or in C++:",
             f"import torch\nmodel = torch.jit.load({path})",
+        )
+    if result.output_format == "checkpoint":
+        key = f", key={result.key!r}" if result.key else ""
+        return (
+            "Load the model, and make its optimizer, before the rest of the checkpoint is loaded:",
+            f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path}{key})",
         )
     loading = f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path}"
     if result.absent:

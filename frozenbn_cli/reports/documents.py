@@ -13,6 +13,7 @@ from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.inspection import FIRST_DECADE, InspectedStateDict, Inspection, Statistics
 from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult, exit_code_of
+from frozenbn_cli.training.reconciling import Reconciled
 from frozenbn_cli.verification.claims import Claim, Measure, verdict
 
 if TYPE_CHECKING:
@@ -73,11 +74,27 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
             for edit in result.plan.edits
         ],
         "target_eps": _target_eps(result),
+        "state_dicts": [
+            {"key": key, "layers": [_layer(item) for item in plan.layers]}
+            for key, plan in result.others.items()
+        ],
+        "optimizers": [_optimizer(each) for each in result.optimizers],
         "model": result.model,
         "made": result.made,
         "claims": [claim_fields(claim) for claim in result.claims],
         "verdict": verdict(result.claims) if result.claims else None,
         "seconds": dict(result.seconds),
+    }
+
+
+def _optimizer(each: Reconciled) -> dict[str, Any]:
+    return {
+        "key": each.optimizer.key,
+        "model": each.key_of_model,
+        "groups": [{"before": before, "after": after} for before, after in each.group_sizes],
+        "dropped": sorted(each.places),
+        "parameters": list(each.names),
+        "known_by": each.proof,
     }
 
 

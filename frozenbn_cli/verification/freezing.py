@@ -40,7 +40,7 @@ def frozen_layers(
     if record:
         # A class in the file counts for more than what its record says.
         live = live_layers(part)
-        recorded = record.renamed(part.renaming).layers
+        recorded = record.of(part).layers
         found |= {name: eps for name, eps in recorded.items() if name not in live}
     counted = {item.layer.name for item in plan.layers if COUNT in item.layer.tensors}
     for layer in find_batch_norms(part):
@@ -64,7 +64,7 @@ def rewritten_layers(
 ) -> dict[str, Eps]:
     """Return the eps that frozen layers had before their variances were rewritten for another."""
     record = ConversionRecord.from_metadata(metadata)
-    before = record.renamed(part.renaming).rewritten if record else {}
+    before = record.of(part).rewritten if record else {}
     return {name: eps for name, eps in before.items() if name in frozen}
 
 

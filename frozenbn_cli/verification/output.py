@@ -6,14 +6,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from frozenbn_cli.batch_norms.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.target_eps import Retargeting
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.stages import begin
 from frozenbn_cli.torchscript.rewriting import Rewriting
+from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
+from frozenbn_cli.verification.checkpoints import (
+    WrittenModel,
+    merged,
+    verify_checkpoint_contents,
+)
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import EXACT, Tolerance
@@ -23,6 +30,7 @@ from frozenbn_cli.verification.models import (
     archive_loader,
     blank_loader,
     frozen_loader,
+    module_loader,
     original_loader,
 )
 from frozenbn_cli.verification.private_copies import PrivateCopies
@@ -45,6 +53,7 @@ class Written:
         may_have: Entries that it may hold beside these.
         retargeting: What an eps that it was written for takes, if there is one.
         rewriting: How the archive was changed, if the input is one.
+        edited: What was to change in a training checkpoint, if the output is one.
     """
 
     path: Path
@@ -54,6 +63,7 @@ class Written:
     may_have: Collection[str] = ()
     retargeting: Retargeting | None = None
     rewriting: Rewriting | None = None
+    edited: EditedCheckpoint | None = None
 
 
 def verify_output(
@@ -75,6 +85,8 @@ def verify_output(
     Raises:
         VerificationError: The library of the format cannot read it back.
     """
+    if written.edited:
+        return _verify_checkpoint(checkpoint, part, written, options, counter, tolerance)
     file = open_written(written.path, written.output_format)
     total = sum(tensor.size_bytes for tensor in written.kept.values())
     comparing = begin("comparing", total)
@@ -89,6 +101,66 @@ def verify_output(
         tolerance=tolerance,
     )
     return contents, layers, _verify_model(checkpoint, part, written, file, options, tolerance)
+
+
+def _verify_checkpoint(
+    checkpoint: Checkpoint,
+    part: StateDict,
+    written: Written,
+    options: RunOptions,
+    counter: Counter,
+    tolerance: Tolerance,
+) -> tuple[Claim, ...]:
+    """Return the claims on a training checkpoint: on the layers of every model in it."""
+    models = written.edited.models if written.edited else ()
+    contents = Claim("contents", "not verified", "")
+    if written.edited:
+        comparing = counter("comparing", checkpoint.size_bytes)
+        contents = verify_checkpoint_contents(checkpoint, written.path, written.edited, comparing)
+    running = counter("running", sum(len(model.frozen) for model in models))
+    with open_checkpoint(written.path, keep_prefix=True) as output:
+        files = {model.key: _written_model(model, output) for model in models}
+        layers = merged(
+            (
+                model.key,
+                verify_layers(
+                    files[model.key],
+                    {item.layer.name: item.layer for item in model.frozen},
+                    running,
+                    rewritten=model.retargeting.before if model.retargeting else (),
+                    tolerance=tolerance,
+                ),
+            )
+            for model in models
+            if model.frozen
+        )
+        with PrivateCopies() as copies:
+            before = original_loader(checkpoint, part, options, copies)
+            if part.is_module and options.model is None:
+                after = module_loader(output, part, options)
+            else:
+                blank, file = blank_loader(checkpoint, part, options), files[part.key]
+                after = frozen_loader(blank, file, file.stated_eps())
+            model = verify_whole_model(before, after, written.layers, options, tolerance)
+    return contents, layers, model
+
+
+def _written_model(model: FrozenModel, output: Checkpoint) -> WrittenModel:
+    part = output.state_dict(model.key)
+    if part.is_module:  # Its own classes say it.
+        stated = {layer.name: layer.eps for layer in find_batch_norms(part)}
+    else:
+        record = ConversionRecord.from_metadata(output.metadata)
+        stated = dict(record.of_key(model.key).layers) if record else {}
+    return WrittenModel(
+        model,
+        part,
+        {
+            item.layer.name: stated[model.stored_layer(item)]
+            for item in model.frozen
+            if model.stored_layer(item) in stated
+        },
+    )
 
 
 def _other_record(checkpoint: Checkpoint, written: Written) -> str | None:

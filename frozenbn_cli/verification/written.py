@@ -162,7 +162,7 @@ class _Inert:
 
     def stated_eps(self) -> Mapping[str, Eps]:
         record = ConversionRecord.from_metadata(self._metadata)
-        stated = dict(record.renamed(self._part.renaming).layers) if record else {}
+        stated = dict(record.of(self._part).layers) if record else {}
         # What a module or an archive says itself counts for more than its record.
         return stated | {
             layer.name: layer.eps
@@ -185,10 +185,20 @@ class _ScriptFile(_Inert):
         return {layer.name: layer.eps for layer in find_batch_norms(self._part)}
 
 
+class _CheckpointFile(_Inert):
+    """The one state dict of a training checkpoint; `verify_checkpoint_contents` reads all else."""
+
+    def __init__(self, path: Path) -> None:
+        checkpoint = open_checkpoint(path, keep_prefix=True)
+        weakref.finalize(self, checkpoint.close)
+        super().__init__(checkpoint.state_dict(), checkpoint.metadata)
+
+
 _FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
     "safetensors": _SafetensorsFile,
     "torch": _TorchFile,
     "torchscript": _ScriptFile,
+    "checkpoint": _CheckpointFile,
 }
 
 

@@ -195,7 +195,7 @@ def test_what_holds_its_own_eps_is_refused(tmp_path: Path) -> None:
     torch.save(small_cnn(), tmp_path / "a.pt")
 
     with pytest.raises(UsageError, match="whose code holds the eps"):
-        convert(tmp_path / "a.pt", "a.out", to="torchscript", trust=True, target_eps=0.0)
+        convert(tmp_path / "a.pt", "a.out.pt", to="torchscript", trust=True, target_eps=0.0)
     with pytest.raises(UsageError, match="without target_eps"):
         ConvertOptions(atol=1e-3)
     with pytest.raises(UsageError, match="target_eps -1"):

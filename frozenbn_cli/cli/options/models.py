@@ -20,7 +20,14 @@ from frozenbn_cli.live_models.known_models import KnownModel
 from frozenbn_cli.live_models.run_options import MOST_RUNS
 from frozenbn_cli.live_models.target import ModelTarget
 
-__all__ = ["ModelArguments", "NoVerify", "RunArguments", "ToleranceArguments", "run_options"]
+__all__ = [
+    "ModelArguments",
+    "NoVerify",
+    "OptimizerTarget",
+    "RunArguments",
+    "ToleranceArguments",
+    "run_options",
+]
 
 _MODEL = "Model"
 _VERIFICATION = "Verification"
@@ -31,6 +38,21 @@ NoVerify = Annotated[
         "--no-verify",
         help="Do not check the written file. Saves the seconds that importing torch takes.",
         rich_help_panel=_VERIFICATION,
+    ),
+]
+
+
+OptimizerTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        metavar="TARGET",
+        help="With --to checkpoint: what builds the optimizer of the model that it is given, or a "
+        "list of several, as the training did: 'package.module:callable' or "
+        "'path/file.py:callable'. Only where the file does not prove which of its parameters are "
+        "which.",
+        show_default=False,
+        rich_help_panel=_MODEL,
     ),
 ]
 

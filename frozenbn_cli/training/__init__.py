@@ -1,0 +1,1 @@
+"""Training checkpoints, edited as inert values: their models, and the optimizers beside them."""
