@@ -93,15 +93,18 @@ def _usual_ways(optimizer: OptimizerState, parameters: Parameters) -> Iterator[M
 
 def _subsets(optimizer: OptimizerState, parameters: Parameters) -> Iterator[tuple[Parameter, ...]]:
     """Yield the parameters that an optimizer of this size may have."""
-    seen: set[tuple[str, ...]] = set()
+    seen: dict[tuple[str, ...], tuple[Parameter, ...]] = {}
     for listed in (parameters.listed, parameters.trained):
+        rest = listed[len(listed) - optimizer.count :]
+        if optimizer.has_moments and 0 < len(rest) == optimizer.count:
+            # The first stages may have been left out.
+            seen.setdefault(tuple(item.name for item in rest), rest)
         # Without moments, that the number is that of a submodule too would prove nothing.
         for prefix in _submodules(listed) if optimizer.has_moments else [""]:
             subset = tuple(item for item in listed if item.name.startswith(prefix))
-            names = tuple(item.name for item in subset)
-            if len(subset) == optimizer.count and names not in seen:
-                seen.add(names)
-                yield subset
+            if len(subset) == optimizer.count:
+                seen.setdefault(tuple(item.name for item in subset), subset)
+    yield from seen.values()
 
 
 def _submodules(listed: Sequence[Parameter]) -> list[str]:

@@ -179,7 +179,10 @@ def _unproved(
     if found:
         what = f"its {groups} of {sizes} parameters fit the model in several ways"
     elif optimizer.has_moments:
-        what = f"its {groups} of {sizes} parameters, and their moments, fit no model in the file"
+        what = (
+            f"its {groups} of {sizes} parameters are not proved to be those of a model in the file: "
+            "no order fits the shapes of the moments"
+        )
     else:
         what = f"has no moments, which alone could tell its {groups} of {sizes} parameters apart"
     are_certain = all(model.are_certain for model in models)
