@@ -21,7 +21,8 @@ The entry is a JSON document::
 ``rewritten``, where there is any, the eps that a layer had before its ``running_var`` was rewritten
 for the one that ``layers`` states;
 ``state_dicts``, in a training checkpoint, has the ``layers`` and ``rewritten`` of each of its state
-dicts, by key; outside it stand those of the first;
+dicts, by key; outside it stand those of the first; ``optimizers`` has the places of the parameters
+that each optimizer in it lost, counted in the source through all of its groups;
 ``verified`` lists the claims that were found equal before the file got its name; ``options`` is
 what decided, beside the source, what the file holds; ``date`` is when the conversion was begun;
 ``claims`` is what was found of each claim, with long details cut. Older records have no
@@ -129,6 +130,7 @@ class ConversionRecord:
         dims_of: How many spatial dimensions those of the layers have that are no BatchNorm2d.
         rewritten: The eps that a layer had before its variances were rewritten for another.
         state_dicts: The layers of each state dict of a training checkpoint, by its key.
+        optimizers: The places of the parameters that each of its optimizers lost, by its key.
     """
 
     version: str
@@ -143,6 +145,7 @@ class ConversionRecord:
     dims_of: Mapping[str, int] = field(default_factory=dict)
     rewritten: Mapping[str, Eps] = field(default_factory=dict)
     state_dicts: Mapping[str, FrozenLayers] = field(default_factory=dict)
+    optimizers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def dims(self) -> tuple[int, ...] | None:
@@ -208,6 +211,7 @@ class ConversionRecord:
             document["state_dicts"] = {
                 key: own.to_document() for key, own in self.state_dicts.items()
             }
+            document["optimizers"] = {key: list(places) for key, places in self.optimizers.items()}
         if self.options is not None:
             document["options"] = dict(self.options)
         document |= {name: value for name in ("date", "torch") if (value := getattr(self, name))}
@@ -228,6 +232,7 @@ class ConversionRecord:
             document = json.loads(metadata[METADATA_KEY])
             own = FrozenLayers.from_document(document)
             state_dicts = document.get("state_dicts", {})
+            optimizers = document.get("optimizers", {})
             options = document.get("options")
             recognised = {
                 str(fields["prefix"]): tuple(map(str, fields["as"]))
@@ -246,6 +251,7 @@ class ConversionRecord:
                 own.dims_of,
                 own.rewritten,
                 {key: FrozenLayers.from_document(each) for key, each in state_dicts.items()},
+                {key: tuple(map(int, places)) for key, places in optimizers.items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFileError(

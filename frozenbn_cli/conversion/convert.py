@@ -19,7 +19,7 @@ from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
-from frozenbn_cli.conversion.recording import frozen_layers
+from frozenbn_cli.conversion.recording import frozen_layers, recorded_models
 from frozenbn_cli.conversion.refusing import refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.conversion.training import models_to_freeze, plan_training
@@ -389,9 +389,10 @@ class _Conversion:
             recognised,
             dims_of=own.dims_of,
             rewritten=own.rewritten,
-            state_dicts={
-                model.key: frozen_layers(model, before, in_file=True)
-                for model in (self._models if self._edited else ())
+            state_dicts=recorded_models(self._models, before) if self._edited else {},
+            optimizers={
+                each.optimizer.key: tuple(sorted(each.places))
+                for each in (self._edited.optimizers if self._edited else ())
             },
             date=self._date,
             torch=torch_version(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from frozenbn_cli.batch_norms.record import ConversionRecord, FrozenLayers
 from frozenbn_cli.training.edited import FrozenModel
 
-__all__ = ["frozen_layers"]
+__all__ = ["frozen_layers", "recorded_models"]
 
 
 def frozen_layers(
@@ -34,3 +36,14 @@ def frozen_layers(
         if model.retargeting and layer.name in model.retargeting.before:
             rewritten[name] = layer.eps
     return FrozenLayers(layers, dims_of, rewritten)
+
+
+def recorded_models(
+    models: Iterable[FrozenModel], before: ConversionRecord | None
+) -> dict[str, FrozenLayers]:
+    """Return what a record says of each model of a training checkpoint, by its key.
+
+    What was frozen before, in a model that is left alone now, stays recorded.
+    """
+    known = dict(before.state_dicts) if before else {}
+    return known | {model.key: frozen_layers(model, before, in_file=True) for model in models}

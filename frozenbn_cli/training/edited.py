@@ -30,7 +30,7 @@ from frozenbn_cli.training.parameters import (
 )
 from frozenbn_cli.training.reconciling import BuiltOptimizer, Reconciled, reconciled
 
-__all__ = ["EditedCheckpoint", "FrozenModel", "edited_checkpoint", "read_checkpoint"]
+__all__ = ["EditedCheckpoint", "FrozenModel", "edited_checkpoint", "patches_of", "read_checkpoint"]
 
 _CONTAINERS = ("PyTorch ZIP", "PyTorch legacy")
 _MADE = ", made in the file"
@@ -168,7 +168,7 @@ def edited_checkpoint(
         parameters = [_parameters(model, values[model.key], stored) for model in all_models]
         optimizers = reconciled(found, parameters, built)
     before = storage_keys([root])
-    patches = _patches(root, models, values, stored)
+    patches = patches_of(models, stored)
     for model in models:
         with located(f"key {model.key!a}") if model.key else located("model"):
             _freeze(model, values[model.key], stored)
@@ -239,12 +239,14 @@ def _affine(module: Call) -> list[Value]:
 # Rewritten variances
 
 
-def _patches(
-    root: Value,
-    models: Sequence[FrozenModel],
-    values: Mapping[str, Value],
-    stored: StoredPickle,
-) -> dict[str, dict[int, bytes]]:
+def patches_of(models: Sequence[FrozenModel], stored: StoredPickle) -> dict[str, dict[int, bytes]]:
+    """Return what of a file's storages changes for a target eps, by key and byte.
+
+    Raises:
+        UnsupportedFileError: A variance that is to change is also something else.
+    """
+    root = stored.pickle.value
+    values = values_by_key(root)
     patches: dict[str, dict[int, bytes]] = {}
     patched: set[int] = set()
     for model in models:

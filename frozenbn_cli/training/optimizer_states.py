@@ -19,7 +19,7 @@ from frozenbn_cli.pickles.values import Call, Value, describe, items_of
 __all__ = ["OptimizerState", "Slot", "find_optimizers"]
 
 _MAX_VISITS = 500_000
-_SHOWN_KEY = 200
+_MAX_KEY_CHARACTERS = 4096
 # What a state holds that is not of the parameter's shape, and whose it is.
 _FOREIGN = {
     "absmax1": "8-bit moments (bitsandbytes)",
@@ -112,7 +112,7 @@ def _mappings(root: Value) -> Iterator[tuple[str, Value]]:
         if not waiting:
             return
         key, value = waiting.pop()
-        if id(value) in seen or len(key) > _SHOWN_KEY:
+        if id(value) in seen or len(key) > _MAX_KEY_CHARACTERS:
             continue
         seen.add(id(value))
         if isinstance(value, Call) and (is_tensor(value) or is_module(value)):
@@ -125,6 +125,7 @@ def _mappings(root: Value) -> Iterator[tuple[str, Value]]:
             if isinstance(name, (str, int)) and isinstance(child, (Call, dict, list, tuple))
         ]
         waiting += reversed(inner)
+    raise UnsupportedFileError("more values within each other than any training checkpoint has")
 
 
 def _inner(value: Value) -> list[tuple[Value, Value]]:

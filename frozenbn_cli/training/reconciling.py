@@ -180,8 +180,8 @@ def _unproved(
         what = f"its {groups} of {sizes} parameters fit the model in several ways"
     elif optimizer.has_moments:
         what = (
-            f"its {groups} of {sizes} parameters are not proved to be those of a model in the file: "
-            "no order fits the shapes of the moments"
+            f"its {groups} of {sizes} parameters are not proved to be those of a model in the "
+            "file: no order fits the shapes of the moments"
         )
     else:
         what = f"has no moments, which alone could tell its {groups} of {sizes} parameters apart"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.checkpoints import merged, verify_checkpoint_contents
 from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import Tolerance
@@ -43,6 +44,7 @@ from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.recorded import Recorded, check_order, recorded_of
+from frozenbn_cli.verification.recorded_edits import recorded_edit, recorded_keys
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
@@ -135,16 +137,18 @@ def verify_files(
         open_checkpoint(converted) as after,
     ):
         check_order(before, after)
+        keys = recorded_keys(before, after, options.key)
         recorded = recorded_of(before, after, options)
         options = recorded.completed(options)
         if options.model is not None:
-            model = fitted_to(before.state_dict(options.key), options.model)
+            key = keys[0] if keys else options.key
+            model = fitted_to(before.state_dict(key), options.model)
             options = replace(options, model=model and BuiltOnce(model))
-        verification = _Verification(before, after, options, recorded)
+        run = partial(_verified, before, after, options, recorded)
         if not options.hash_files:
-            return verification.run()
+            return run(keys)
         with _hashed_beside(before, after) as (first, second):
-            result = verification.run()
+            result = run(keys)
             begin("hashing")
             return replace(result, original_sha256=first.result(), converted_sha256=second.result())
 
@@ -157,6 +161,47 @@ def _hashed_beside(*files: Checkpoint) -> Iterator[list[Future[str]]]:
         yield [pool.submit(fingerprint, file.sources) for file in files]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _verified(
+    before: Checkpoint,
+    after: Checkpoint,
+    options: VerifyOptions,
+    recorded: Recorded,
+    keys: Sequence[str],
+) -> VerificationResult:
+    """Verify one state dict, or a training checkpoint that stayed one: all models and all else.
+
+    Args:
+        before: The original.
+        after: The converted file.
+        options: How to verify.
+        recorded: What the record adds to that.
+        keys: The models of a training checkpoint that were frozen; none for one state dict.
+    """
+    if not keys:
+        return _Verification(before, after, options, recorded).run()
+    parts, results = [], []
+    for key in keys:
+        each = _Verification(before, after, replace(options, key=key), recorded)
+        results.append(each.run())
+        parts.append((each.original, results[-1].plan))
+    contents, model = results[0].claims[0], results[0].claims[2]
+    if any(result.claims[0].status != "equal" for result in results):
+        contents = next(
+            result.claims[0] for result in results if result.claims[0].status != "equal"
+        )
+    elif options.atol or options.rtol:
+        said = "; what stands beside the state dicts is not compared within a tolerance"
+        contents = replace(contents, detail=contents.detail + said)
+    else:
+        record = ConversionRecord.from_metadata(after.metadata)
+        with located(str(before.path)):
+            edit = recorded_edit(before, after.path, record, parts) if record else None
+            if edit:
+                contents = verify_checkpoint_contents(before, after.path, edit, lambda _: None)
+    layers = merged((result.key, result.claims[1]) for result in results)
+    return replace(results[0], claims=with_required((contents, layers, model), options.require))
 
 
 class _Verification:
@@ -176,13 +221,14 @@ class _Verification:
         self._tolerance = Tolerance(options.atol, options.rtol)
         self._stages = Stages()
         self._rewritten: Mapping[str, Eps] = {}
+        self.original: StateDict
 
     def run(self) -> VerificationResult:
         options = self._options
         with self._stages.timed("plan"):
             with located(str(self._before.path)):
                 named = self._named_alike(self._before.state_dict(options.key))
-                original = self._described(named)
+                original = self.original = self._described(named)
                 plan = self._plan(original)
                 check_eps_is_wanted(plan, options.eps)
             with located(str(self._after.path)):

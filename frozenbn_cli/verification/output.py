@@ -86,7 +86,7 @@ def verify_output(
         VerificationError: The library of the format cannot read it back.
     """
     if written.edited:
-        return _verify_checkpoint(checkpoint, part, written, options, counter, tolerance)
+        return _verify_checkpoint(checkpoint, part, written, options, tolerance)
     file = open_written(written.path, written.output_format)
     total = sum(tensor.size_bytes for tensor in written.kept.values())
     comparing = begin("comparing", total)
@@ -108,16 +108,15 @@ def _verify_checkpoint(
     part: StateDict,
     written: Written,
     options: RunOptions,
-    counter: Counter,
     tolerance: Tolerance,
 ) -> tuple[Claim, ...]:
     """Return the claims on a training checkpoint: on the layers of every model in it."""
     models = written.edited.models if written.edited else ()
     contents = Claim("contents", "not verified", "")
     if written.edited:
-        comparing = counter("comparing", checkpoint.size_bytes)
+        comparing = begin("comparing", checkpoint.size_bytes)
         contents = verify_checkpoint_contents(checkpoint, written.path, written.edited, comparing)
-    running = counter("running", sum(len(model.frozen) for model in models))
+    running = begin("running the layers", sum(len(model.frozen) for model in models))
     with open_checkpoint(written.path, keep_prefix=True) as output:
         files = {model.key: _written_model(model, output) for model in models}
         layers = merged(

@@ -59,7 +59,9 @@ def recorded_of(before: Checkpoint, after: Checkpoint, options: VerifyOptions) -
     said = record.options or {}
     key = said.get("key")
     keys = {part.key for part in before.state_dicts} | set(before.others)
-    given = {eps.value for eps in record.layers.values() if eps.source == "given"}
+    # A target eps is not what the layers had.
+    had = {**record.layers, **record.rewritten}
+    given = {eps.value for eps in had.values() if eps.source == "given"}
     is_open = options.selection == Selection()
     return Recorded(
         key=key if options.key is None and key in keys else None,

@@ -18,11 +18,19 @@ from frozenbn_cli import (
     convert_file,
     convert_frozen_to_bn,
     load_frozen,
+    verify_files,
 )
 from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.conversion import convert as converting
-from frozenbn_cli.errors import UnsupportedFileError, UsageError, VerificationError
+from frozenbn_cli.errors import (
+    NothingToFreezeError,
+    UnsupportedFileError,
+    UsageError,
+    VerificationError,
+)
 from frozenbn_cli.nn import FrozenBatchNormNd
+from frozenbn_cli.verification.terms import VerifyOptions
+from tests.builders.archives import rewrite_records
 from tests.builders.files import save, small_state
 from tests.builders.models import assert_same_bits, perturb, small_cnn
 from tests.training.test_resuming import GROUPS, OPTIMIZERS, Network, new_run, train
@@ -113,6 +121,22 @@ def test_key_restricts_what_is_frozen(tmp_path: Path) -> None:
     assert not result.optimizers
     assert "stem.1.num_batches_tracked" in alone["ema"]
     assert sorted(other.optimizers[0].places) == AFFINE
+
+
+def test_models_that_are_frozen_one_after_the_other_are_all_recorded(tmp_path: Path) -> None:
+    model, own = trained()
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint = {"model": model.state_dict(), "ema": average, "optimizer": own.state_dict()}
+    half, _ = convert(tmp_path / "a.pt", checkpoint, key="ema")
+    half_path = tmp_path / "a.frozen.pt"
+
+    options = ConvertOptions(to="checkpoint", key="model")
+    result = convert_file(half_path, tmp_path / "b.pt", options=options)
+
+    assert sorted(result.optimizers[0].places) == AFFINE
+    with pytest.raises(NothingToFreezeError):
+        convert_file(tmp_path / "b.pt", options=ConvertOptions(to="checkpoint", force=True))
+    assert_same_bits(torch.load(tmp_path / "b.pt")["ema"], half["ema"])
 
 
 def test_lightning_with_two_optimizers(tmp_path: Path) -> None:
@@ -345,6 +369,42 @@ def test_a_target_eps_is_patched_into_the_storages(tmp_path: Path, legacy: bool)
     assert module.stem[1].eps == 1e-6
     images = torch.randn(2, 3, 12, 12)
     assert_same_bits(module.train()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_verify_compares_all_of_both_files(tmp_path: Path, legacy: bool) -> None:
+    model, own = trained("adamw", "decay")
+    average = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
+    checkpoint = {"model": model.state_dict(), "ema": average, "optimizer": own.state_dict()}
+    _, result = convert(
+        tmp_path / "a.pt", checkpoint, legacy=legacy, model=Network, target_eps=1e-6
+    )
+
+    verified = verify_files(tmp_path / "a.pt", result.output_path)
+    one = verify_files(tmp_path / "a.pt", result.output_path, options=VerifyOptions(key="ema"))
+
+    claims = {claim.name: claim for claim in verified.claims}
+    assert (claims["contents"].status, claims["layers"].status) == ("equal", "equal")
+    assert "7 states of optimizers" in claims["contents"].detail
+    assert "ema: 3 layers" in claims["layers"].detail
+    assert one.verdict == "passed"
+
+
+def test_verify_finds_a_moment_that_changed(tmp_path: Path) -> None:
+    model, own = trained()
+    state = own.state_dict()
+    state["state"][12]["exp_avg"].fill_(7.0)
+    _, result = convert(tmp_path / "a.pt", {"model": model.state_dict(), "optimizer": state})
+    seven = torch.full((8,), 7.0).numpy().tobytes()
+
+    def change(_: str, content: bytes) -> bytes:
+        return seven.replace(b"\xe0", b"\xe1") if content == seven else content
+
+    rewrite_records(result.output_path, change)
+    contents = verify_files(tmp_path / "a.pt", result.output_path).claims[0]
+
+    assert contents.status == "different"
+    assert "data/" in contents.detail
 
 
 def test_load_frozen_takes_one_of_several(tmp_path: Path) -> None:
