@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from frozenbn_cli.argument_words import as_arguments
+
 __all__ = [
     "INTERRUPTED",
     "DamagedFileError",
@@ -68,8 +70,13 @@ class FrozenBNError(Exception):
         )
         return ": ".join(part for part in (", ".join(self.where), self.what, contrast) if part)
 
-    def __str__(self) -> str:
+    @property
+    def shown(self) -> str:
+        """The message for who reads of options; as text, it speaks of arguments."""
         return f"{self.problem}. {self.advice}" if self.advice else self.problem
+
+    def __str__(self) -> str:
+        return as_arguments(self.shown)
 
 
 class UsageError(FrozenBNError):

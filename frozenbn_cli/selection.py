@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.wording import listed
+from frozenbn_cli.wording import is_it, listed
 
 __all__ = ["Selection", "checked_dims", "matches"]
 
@@ -70,14 +70,14 @@ class Selection:
             if name not in names:
                 raise UsageError(
                     f"dimensions are given of {name!a}, which is no BatchNorm layer",
-                    advice=f"The layers are named {listed(names)}." if names else "",
+                    advice=_nearest(name, names),
                 )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not matches(pattern, names):
                     raise UsageError(
                         f"{option} pattern {pattern!r} matches no {kind}",
-                        advice=f"The layers are named {listed(names)}." if names else "",
+                        advice=_nearest(pattern, names),
                     )
 
 
@@ -91,6 +91,13 @@ def checked_dims(dims: Iterable[int] | None) -> frozenset[int]:
     if not chosen or not chosen <= {1, 2, 3}:
         raise UsageError("dims", expected="some of 1, 2 and 3", found=repr(sorted(chosen)))
     return chosen
+
+
+def _nearest(pattern: str, names: Collection[str]) -> str:
+    """Return which layer or module may be meant, or else how the first are named."""
+    modules = {name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."}
+    named = f"The layers are named {listed(names)}." if names else ""
+    return is_it(pattern, [*names, *sorted(modules)]) or named
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from itertools import islice
 
-__all__ = ["counted", "date_text", "listed", "printable"]
+__all__ = ["counted", "date_text", "is_it", "listed", "printable"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -22,6 +23,17 @@ def date_text(date: datetime) -> str:
 def listed(names: Collection[str], at_most: int = 3) -> str:
     """Return the first names, and whether there are more."""
     return ", ".join(islice(names, at_most)) + (", …" if len(names) > at_most else "")
+
+
+def is_it(word: str, known: Iterable[str]) -> str:
+    """Return the question whether ``word`` should be a name that exists; empty if none is near.
+
+    What merely begins like it counts as near too: a module of several, a name without its end.
+    """
+    names = list(dict.fromkeys(name for name in known if name))
+    near = difflib.get_close_matches(word, names, 2)
+    near = near or [name for name in names if len(word) > 2 and name.startswith(word)][:2]
+    return f"Is it {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def printable(text: object) -> str:

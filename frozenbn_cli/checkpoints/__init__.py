@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from frozenbn_cli.checkpoints.checkpoint import (
@@ -21,6 +23,7 @@ from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.errors import InputError, UnsupportedFileError, UsageError, located
+from frozenbn_cli.wording import is_it
 
 __all__ = [
     "Checkpoint",
@@ -55,6 +58,8 @@ def open_checkpoint(
     """
     path = Path(path)
     with located(str(path)):
+        if not os.path.lexists(path):
+            raise _missing(path)
         try:
             source = ByteSource(model_in(path) if path.is_dir() else path)
         except OSError as error:  # From looking at a path that is too long or not ours to see.
@@ -71,6 +76,14 @@ def open_checkpoint(
     except BaseException:
         source.close()
         raise
+
+
+def _missing(path: Path) -> InputError:
+    """Return the error for a file that is not there, which names one of a similar name."""
+    siblings: list[str] = []
+    with suppress(OSError):
+        siblings = sorted(sibling.name for sibling in path.parent.iterdir())
+    return InputError("there is no such file", advice=is_it(path.name, siblings))
 
 
 def _open(source: ByteSource, naming: Naming) -> Checkpoint:

@@ -13,8 +13,12 @@ from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.wording import is_it
 
 __all__ = ["Checkpoint", "LayerFacts", "Renaming", "StateDict", "names_statistics"]
+
+
+_MOST_KEYS = 5
 
 
 def names_statistics(entry: str) -> bool:
@@ -220,9 +224,15 @@ class Checkpoint:
                 return part
         if key in self.others:
             return self.others[key]()
-        known = [part.key for part in self.state_dicts] + list(self.others)
-        named = ", ".join(repr(known_key) for known_key in known[:20] if known_key)
-        advice = f"There are {named}." if named else "The whole file is one state dict."
+        keys = [part.key for part in self.state_dicts if part.key]
+        others = [other for other in self.others if other]
+        # Those with weights come first: an optimizer's states are many, and never meant.
+        named = ", ".join(map(repr, (keys or others)[:_MOST_KEYS]))
+        more = len(keys or others) - _MOST_KEYS
+        named = f"{named} and {more} more" if more > 0 else named
+        there = f"There are {named}." if len(keys or others) > 1 else f"There is {named}."
+        advice = is_it(key, keys) or is_it(key, others)
+        advice = advice or (there if named else "The whole file is one state dict.")
         raise UsageError(f"no state dict at key {key!a}", advice=advice)
 
     def fingerprint(self) -> str:

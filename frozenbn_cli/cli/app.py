@@ -37,7 +37,7 @@ from frozenbn_cli.cli.options.examples import (
     INSPECT_EXAMPLES,
     VERIFY_EXAMPLES,
 )
-from frozenbn_cli.cli.options.groups import command
+from frozenbn_cli.cli.options.groups import PlainGroup, command
 from frozenbn_cli.cli.options.layers import ForceUnhealthy, LayerArguments, NoRecognise
 from frozenbn_cli.cli.options.many_files import ManyArguments, Recursive
 from frozenbn_cli.cli.options.models import (
@@ -50,6 +50,7 @@ from frozenbn_cli.cli.options.models import (
 )
 from frozenbn_cli.cli.options.outputs import OutputArguments
 from frozenbn_cli.cli.options.reporting import AllLayers, Check, ForceReport, ReportArguments
+from frozenbn_cli.cli.parser_errors import usage_error
 from frozenbn_cli.cli.sink import complain, print_json, reader_may_leave, tidy
 from frozenbn_cli.errors import (
     INTERRUPTED,
@@ -70,6 +71,7 @@ _ParserError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="frozenbn",
+    cls=PlainGroup,
     help="Freeze the BatchNorm2d layers of PyTorch model files, and prove that nothing else "
     "changed.",
     epilog="Exit codes: 0 done · 1 the answer is no (nothing to freeze, unhealthy statistics, "
@@ -92,7 +94,7 @@ def frozenbn(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
 ) -> None:
@@ -321,8 +323,7 @@ def run(arguments: list[str], *, now: Callable[[], datetime] = current_date) -> 
     except FrozenBNError as error:
         return _fail(error, arguments, invocation)
     except _ParserError as error:
-        message = error.format_message().rstrip(".")
-        return _fail(UsageError(message, advice="See `frozenbn --help`."), arguments, invocation)
+        return _fail(usage_error(error, arguments), arguments, invocation)
     except Exception as error:  # A crash must not look like the answer "no".
         return _fail(internal_error(error), arguments, invocation)
     if not arguments:  # The help says which there are; what was wanted is still unknown.

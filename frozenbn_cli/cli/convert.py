@@ -26,8 +26,13 @@ def check_alone(paths: Sequence[Path], many: ManyArguments) -> None:
     Raises:
         UsageError: There are several inputs, or something is meant for several.
     """
-    if many.are_given or len(paths) > 1 or names_several(paths[0]):
+    if len(paths) > 1 or names_several(paths[0]):
         raise UsageError("several files", expected="--output-dir DIR for the results")
+    if many.given:
+        raise UsageError(
+            f"{many.given[0]} has no effect on one file",
+            advice="It is for many, whose results go into --output-dir DIR.",
+        )
 
 
 def run(

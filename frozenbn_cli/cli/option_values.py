@@ -13,17 +13,20 @@ import typer
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.known_models import KnownModel, names_known_model
 from frozenbn_cli.live_models.target import ModelTarget
+from frozenbn_cli.outputs import FORMATS
 from frozenbn_cli.selection import Selection
+from frozenbn_cli.wording import is_it
 
 __all__ = [
     "check_dims",
     "check_dims_of",
-    "check_finite",
     "check_image_size",
     "check_model_arguments",
     "check_numbers",
     "check_positive_numbers",
     "check_shapes",
+    "finite",
+    "format_name",
     "parse_claims",
     "parse_dims",
     "parse_image_size",
@@ -31,16 +34,37 @@ __all__ = [
     "parse_numbers",
     "parse_selection",
     "parse_shapes",
+    "whole",
 ]
 
 _PYTHON_WORDS = {"True", "False", "None", "nan", "inf"}
 
 
-def check_finite(value: float | None) -> float | None:
-    """Refuse an eps or a tolerance that is none."""
-    if value is not None and not 0 <= value < math.inf:
-        raise typer.BadParameter("must be a finite number, 0 or more")
+def finite(text: str) -> float:
+    """Return an eps, a tolerance or a time; refuse what is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"expected a number, 0 or more, found {text!r}")
     return value
+
+
+def whole(text: str) -> int:
+    """Return a whole number; refuse what is none."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a whole number, found {text!r}") from None
+
+
+def format_name(text: str) -> str:
+    """Return the name of a format; refuse what is none."""
+    if text not in FORMATS:
+        near = is_it(text, FORMATS) or f"There are {', '.join(FORMATS)}."
+        raise typer.BadParameter(f"there is no format {text!a}. {near}")
+    return text
 
 
 def check_shapes(shapes: list[str] | None) -> list[str] | None:

@@ -172,7 +172,9 @@ def complain(error: FrozenBNError, trace: str | None = None) -> int:
     if os.environ.get("FROZENBN_DEBUG"):
         sys.stderr.write(traceback.format_exc() if trace is None else trace)
     with suppress(OSError):
-        make_console(sys.stderr).print(printable(f"frozenbn: {error}"), style="red", soft_wrap=True)
+        make_console(sys.stderr).print(
+            printable(f"frozenbn: {error.shown}"), style="red", soft_wrap=True
+        )
     return error.exit_code
 
 

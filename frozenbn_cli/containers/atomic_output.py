@@ -132,8 +132,12 @@ class AtomicOutput:
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
-    def check_target(self) -> None:
-        """Raise if the target cannot be written, before any work is done."""
+    def check_target(self, *, may_exist: bool = False) -> None:
+        """Raise if the target cannot be written, before any work is done.
+
+        Args:
+            may_exist: Whether one that exists, and may not be replaced, is accepted for now.
+        """
         with _as_output_error(self.target):
             if self.target.is_dir():
                 raise OutputError("is a folder, not a file", where=(str(self.target),))
@@ -143,8 +147,13 @@ class AtomicOutput:
                 raise OutputError(
                     "cannot be written: its folder does not exist", where=(str(self.target),)
                 )
-        if not self._replace and os.path.lexists(self.target):
+        if self.is_taken and not may_exist:
             raise _exists(self.target)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether there is something that may not be replaced."""
+        return not self._replace and os.path.lexists(self.target)
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:

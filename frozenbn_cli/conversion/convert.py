@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,14 +20,16 @@ from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.conversion.recording import frozen_layers, recorded_models
-from frozenbn_cli.conversion.refusing import refuse_claims, refuse_plan
+from frozenbn_cli.conversion.refusing import check_record, refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.conversion.training import models_to_freeze, plan_training
-from frozenbn_cli.errors import UsageError, VerificationError, located
+from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import name_of_model, no_model_wanted
+from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
 from frozenbn_cli.outputs import (
+    FORMATS,
     OUTPUTS,
     CheckpointOutput,
     Output,
@@ -98,7 +100,8 @@ def convert_file(
         if output_dir is not None:
             target = Path(output_dir) / target.name
         atomic = AtomicOutput(target, replace=options.force, make_folder=output_dir is not None)
-        return _Conversion(checkpoint, atomic, to, options).run()
+        is_alone = output_dir is None
+        return _Conversion(checkpoint, atomic, to, options, is_alone=is_alone).run()
 
 
 class _Conversion:
@@ -110,8 +113,11 @@ class _Conversion:
         output: AtomicOutput,
         to: OutputFormat,
         options: ConvertOptions,
+        *,
+        is_alone: bool,
     ) -> None:
         self._checkpoint = checkpoint
+        self._is_alone = is_alone
         self._output = output
         self._target = output.target
         self._to = to
@@ -127,9 +133,13 @@ class _Conversion:
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
-        self._check_target(self._output)
         with self._stages.timed("plan"), located(self._place):
-            self._models = tuple(map(self._planned, self._parts()))
+            parts = self._parts()
+            if self._is_alone:  # Among several files, an option may have an effect on another.
+                is_made = FORMATS[self._to].is_program and not self._checkpoint.script
+                not_run = "" if self._options.verify or is_made else NOTHING_IS_RUN
+                check_used(self._options, (self._checkpoint, parts[0]), not_run=not_run)
+            self._models = tuple(map(self._planned, parts))
             main = next((model for model in self._models if model.frozen), self._models[0])
             part, plan, self._retargeting = main.part, main.plan, main.retargeting
             if self._to == "checkpoint":
@@ -154,6 +164,7 @@ class _Conversion:
             retargeting=self._retargeting,
             others={model.key: model.plan for model in self._models if model is not main},
             optimizers=self._edited.optimizers if self._edited else (),
+            is_taken=self._output.is_taken,
             model="" if self._checkpoint.script else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
@@ -161,13 +172,13 @@ class _Conversion:
         for model in (main, *(model for model in self._models if model.plan.broken)):
             one = replace(planned, plan=model.plan, key=model.key, retargeting=model.retargeting)
             refuse_plan(one, self._checkpoint, self._options)
+        self._check_target(self._output)
         if self._options.dry_run:
             return planned
         with self._output as output:
             return self._convert(planned, part, output)
 
     def _check_target(self, output: AtomicOutput) -> None:
-        output.check_target()
         sources = self._checkpoint.sources
         if self._target.exists() and any(self._target.samefile(item.path) for item in sources):
             raise UsageError(
@@ -175,6 +186,7 @@ class _Conversion:
                 where=(str(self._target),),
                 advice="Name another output with -o.",
             )
+        output.check_target(may_exist=self._options.dry_run)
 
     @property
     def _is_whole(self) -> bool:
@@ -273,7 +285,7 @@ class _Conversion:
         )
         with output.writing():
             writer.finish(record)
-        _check_record(output.path, None if self._edited else kept.keys() | self._added, record)
+        check_record(output.path, None if self._edited else kept.keys() | self._added, record)
         self._checkpoint.check_unchanged()
         sha256 = self._hashed(output) if self._options.hash_output else None
         begin("syncing")
@@ -440,12 +452,3 @@ class _Conversion:
     @property
     def _added(self) -> frozenset[str]:
         return self._made.added if self._made else frozenset()
-
-
-def _check_record(path: Path, names: Set[str] | None, record: ConversionRecord) -> None:
-    """Read back what was written last; ``names`` are those of the one state dict."""
-    with open_checkpoint(path, keep_prefix=True) as written:
-        if ConversionRecord.from_metadata(written.metadata) != record or (
-            names is not None and written.entries.keys() != names
-        ):
-            raise VerificationError("the record was not written as it has to be")

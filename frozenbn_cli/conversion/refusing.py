@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
+from pathlib import Path
 
 from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.target_eps import Retargeting
-from frozenbn_cli.checkpoints import Checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
     NothingToFreezeError,
@@ -16,7 +19,7 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.selection import checked_dims
 
-__all__ = ["refuse_claims", "refuse_plan"]
+__all__ = ["check_record", "refuse_claims", "refuse_plan"]
 
 _OUR_BUG = "Please report this as a bug of frozenbn."
 
@@ -97,3 +100,16 @@ def refuse_claims(result: ConversionResult) -> None:
             )
             error.result = replace(result, outcome="not verified")
             raise error
+
+
+def check_record(path: Path, names: Set[str] | None, record: ConversionRecord) -> None:
+    """Read back what was written last; ``names`` are those of the one state dict.
+
+    Raises:
+        VerificationError: It is not what it has to be.
+    """
+    with open_checkpoint(path, keep_prefix=True) as written:
+        if ConversionRecord.from_metadata(written.metadata) != record or (
+            names is not None and written.entries.keys() != names
+        ):
+            raise VerificationError("the record was not written as it has to be")

@@ -173,6 +173,7 @@ class ConversionResult:
         others: What becomes of the layers of the other models in a training checkpoint, by key.
         optimizers: What becomes of each optimizer in it.
         claims: What was verified.
+        is_taken: Whether something of that name is there, which may not be replaced.
         model: The name of the model that the layers were described by; empty if there is none, or
             the file describes them itself.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
@@ -212,6 +213,7 @@ class ConversionResult:
     others: Mapping[str, Plan] = field(default_factory=dict)
     optimizers: tuple[Reconciled, ...] = ()
     claims: tuple[Claim, ...] = ()
+    is_taken: bool = False
     model: str = ""
     made: str = ""
     summaries: Mapping[str, Summary] = field(default_factory=dict)

@@ -6,7 +6,6 @@ shapes of all entries. No weights are downloaded.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,9 @@ from frozenbn_cli.errors import DependencyError, UsageError, located
 from frozenbn_cli.live_models.building import state_of
 from frozenbn_cli.live_models.describing import Fit, fit_of
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
-from frozenbn_cli.live_models.known_models import AUTO, KnownModel, architecture_of
+from frozenbn_cli.live_models.known_models import KnownModel, architecture_of
+from frozenbn_cli.live_models.target import AUTO
+from frozenbn_cli.wording import is_it
 
 __all__ = ["FittedModel", "fitted"]
 
@@ -193,9 +194,7 @@ def _check_name(one: Architecture) -> None:
     # timm takes the name of pretrained weights behind a dot.
     name = one.name.partition(".")[0]
     if name not in names:
-        near = difflib.get_close_matches(name, names, 3)
-        advice = f"Is it {' or '.join(near)}?" if near else ""
-        raise UsageError(f"{one.library} has no model {one.name!a}", advice=advice)
+        raise UsageError(f"{one.library} has no model {one.name!a}", advice=is_it(name, names))
 
 
 def _builder(one: Architecture) -> _Builder:

@@ -16,16 +16,15 @@ from typing import Any
 from frozenbn_cli.architectures import Match, recognise
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.live_models.target import AUTO
 
 __all__ = [
-    "AUTO",
     "KnownModel",
     "architecture_of",
     "found_by_auto",
     "names_known_model",
 ]
 
-AUTO = "auto"
 _LIBRARIES = ("torchvision", "timm")
 _FUNCTIONS = ("create_model",)
 

@@ -53,5 +53,5 @@ class RunOptions:
             raise UsageError(f"seed {self.seed}", expected="0 or more, below 2^63")
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout {self.timeout:g}", expected="seconds, more than 0")
-        if self.inputs is not None and (self.input_shapes or self.runs > 1):
-            raise UsageError("inputs are given by a file, and also by shapes or a number of runs")
+        if self.inputs is not None and (self.input_shapes or self.runs > 1 or self.seed):
+            raise UsageError("inputs are given by a file, and also by shapes, runs or a seed")

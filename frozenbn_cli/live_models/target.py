@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import json
@@ -15,10 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from frozenbn_cli.architectures.index import Index
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.importing import importable
+from frozenbn_cli.wording import is_it
 
 __all__ = [
+    "AUTO",
     "ModelTarget",
     "folder_of",
     "identity_of_model",
@@ -27,6 +31,9 @@ __all__ = [
     "named_object",
     "no_model_wanted",
 ]
+
+AUTO = "auto"
+"""Stands for the model that the layers of a file are recognised as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,15 @@ class ModelTarget:
     target: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     option: str = "--model"
+
+    def __post_init__(self) -> None:
+        module, _, name = self.target.rpartition(":")
+        if not module or not name:
+            raise UsageError(
+                where=(f"{self.option} {self.target}",),
+                expected="package.module:callable or path/file.py:callable",
+                advice=_with_a_colon(self.target),
+            )
 
     def __call__(self, *given: Any) -> Any:
         """Return what the callable returns, for what it is given.
@@ -94,17 +110,35 @@ def named_object(target: str) -> Any:
     """
     module, _, name = target.rpartition(":")
     if not module or not name:
-        raise UsageError(expected="package.module:callable or path/file.py:callable")
+        raise UsageError(
+            expected="package.module:callable or path/file.py:callable",
+            advice=_with_a_colon(target),
+        )
     try:
         return reduce(getattr, name.split("."), _module(module))
     except AttributeError as error:
-        raise UsageError(f"{module} has no {name}") from error
+        near = is_it(name, dir(_module(module)))
+        raise UsageError(f"{module} has no {name}", advice=near) from error
 
 
 def folder_of(target: str) -> Path:
     """Return the folder in which the module of a target looks for others."""
     module = target.rpartition(":")[0]
     return Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
+
+
+def _with_a_colon(target: str) -> str:
+    """Return what a target without a colon may have meant; empty if nothing is near."""
+    if target.endswith(".py"):
+        return f"Name a function in it: {target}:FUNCTION."
+    module, _, name = target.rstrip(":").rpartition(".")
+    if module and name:
+        return f"Is it {module}:{name}?"
+    by_name: dict[str, dict[str, None]] = {AUTO: {AUTO: None}}
+    for one in Index.installed().architectures:
+        by_name.setdefault(one.name, {})[f"{one.library}:{one.name}"] = None
+    near = difflib.get_close_matches(target, by_name, 1)
+    return f"Is it {' or '.join(by_name[near[0]])}?" if near else ""
 
 
 def _module(name: str) -> ModuleType:

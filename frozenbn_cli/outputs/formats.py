@@ -34,17 +34,21 @@ class FormatFacts:
     Attributes:
         title: What such a file holds, in a few words.
         suffixes: What the name of such a file may end in; the first for one that nobody named.
+        is_program: Whether it holds a program, which is made of a live model by running it.
     """
 
     title: str
     suffixes: tuple[str, ...]
+    is_program: bool = False
 
 
 FORMATS: Mapping[OutputFormat, FormatFacts] = {
     "safetensors": FormatFacts("a state dict", (".safetensors",)),
     "torch": FormatFacts("a state dict for torch.load", (".pt", ".pth", ".bin", ".ckpt", ".tar")),
     "torchscript": FormatFacts(
-        "an archive for torch.jit.load", (".pt", ".pth", ".ts", ".torchscript", ".jit")
+        "an archive for torch.jit.load",
+        (".pt", ".pth", ".ts", ".torchscript", ".jit"),
+        is_program=True,
     ),
     "checkpoint": FormatFacts(
         "the training checkpoint as it was, its optimizer made to fit",

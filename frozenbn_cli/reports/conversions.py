@@ -151,6 +151,8 @@ def _state(plan: LayerPlan, *, outcome: str, proven: bool) -> tuple[str, Tone]:
 def _notes(result: ConversionResult) -> list[str]:
     """Return what was left alone, and what was not written, a line each."""
     lines = recognised_lines(result.plan)
+    if result.is_taken and result.outcome == "planned":
+        lines.append(f"{printable(result.output_path)} exists already; --force replaces it")
     lines += left_alone(result.plan, result.prefix, result.renamed)
     if result.retargeting and result.retargeting.inexact and result.outcome != "inexact":
         lines.append(result.retargeting.inexact_text)

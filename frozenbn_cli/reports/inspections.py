@@ -65,7 +65,7 @@ def _unreadable(error: FrozenBNError) -> Section:
     return Section(
         command="inspect",
         title=printable(path.rpartition("/")[2] or "file"),
-        verdict=Verdict("bad", "Cannot be read", printable(error)),
+        verdict=Verdict("bad", "Cannot be read", printable(error.shown)),
         files=(FileFacts("file", printable(path)),),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps, find_batch_norms
+from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
@@ -22,6 +22,7 @@ from frozenbn_cli.live_models.building import BuiltOnce
 from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
+from frozenbn_cli.live_models.unused_options import check_used
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
@@ -43,7 +44,7 @@ from frozenbn_cli.verification.freezing import (
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
-from frozenbn_cli.verification.recorded import Recorded, check_order, recorded_of
+from frozenbn_cli.verification.recorded import Recorded, are_swapped, check_order, recorded_of
 from frozenbn_cli.verification.recorded_edits import recorded_edit, recorded_keys
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
@@ -227,6 +228,7 @@ class _Verification:
         options = self._options
         with self._stages.timed("plan"):
             with located(str(self._before.path)):
+                self._check_options()
                 named = self._named_alike(self._before.state_dict(options.key))
                 original = self.original = self._described(named)
                 plan = self._plan(original)
@@ -266,7 +268,7 @@ class _Verification:
             },
             tolerance=self._tolerance,
             claims=with_required((contents, layers, model), options.require),
-            swapped=_are_swapped(plan, self._after, converted),
+            swapped=are_swapped(plan, self._after, converted),
             summaries=summaries_of(plan) if options.summarize else {},
             seconds=self._stages.seconds,
         )
@@ -275,6 +277,16 @@ class _Verification:
         """Return the original's state dict with the names that the conversion gave its entries."""
         steps, done = self._recorded.renamed, part.renaming.steps
         return renamed(part, steps[len(done) :]) if steps[: len(done)] == done else part
+
+    def _check_options(self) -> None:
+        """Refuse what would have no effect."""
+        options = self._options
+        before = self._before, self._before.state_dict(options.key)
+        after = self._after, self._converted_part()
+        runs_itself = self._after.script or (
+            options.model is None and (after[1].is_module or self._before.script)
+        )
+        check_used(options, before, after if runs_itself else before)
 
     def _plan(self, original: StateDict) -> Plan:
         """Return which layers have to be frozen, as the user says or, if not, as recorded."""
@@ -452,18 +464,6 @@ class _Verification:
                 blank = blank_loader(self._before, original, options)
                 after = frozen_loader(blank, written, frozen)
             return verify_whole_model(before, after, frozen, options, self._tolerance)
-
-
-def _are_swapped(plan: Plan, after: Checkpoint, converted: StateDict) -> bool:
-    """Return whether the original alone is frozen."""
-    if not plan.layers or not all(item.layer.frozen_already for item in plan.layers):
-        return False
-    live = find_batch_norms(converted)
-    return (
-        ConversionRecord.from_metadata(after.metadata) is None
-        and bool(live)
-        and not any(layer.frozen_already for layer in live)
-    )
 
 
 def _parameters(script: ScriptArchive) -> set[str]:

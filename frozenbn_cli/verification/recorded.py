@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from frozenbn_cli.batch_norms.batch_norm import find_batch_norms
+from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.record import ConversionRecord
-from frozenbn_cli.checkpoints import Checkpoint
+from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.terms import VerifyOptions
 
-__all__ = ["Recorded", "check_order", "recorded_of"]
+__all__ = ["Recorded", "are_swapped", "check_order", "recorded_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +107,15 @@ def check_order(before: Checkpoint, after: Checkpoint) -> None:
             where=(str(before.path),),
             advice="Name the original first, and the converted file after it.",
         )
+
+
+def are_swapped(plan: Plan, after: Checkpoint, converted: StateDict) -> bool:
+    """Return whether the original alone is frozen."""
+    if not plan.layers or not all(item.layer.frozen_already for item in plan.layers):
+        return False
+    live = find_batch_norms(converted)
+    return (
+        ConversionRecord.from_metadata(after.metadata) is None
+        and bool(live)
+        and not any(layer.frozen_already for layer in live)
+    )

@@ -14,6 +14,7 @@ from frozenbn_cli.cli.option_values import (
     check_positive_numbers,
     parse_image_size,
     parse_numbers,
+    whole,
 )
 from frozenbn_cli.selection import Selection
 
@@ -111,7 +112,7 @@ class DataArguments:
     batches: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=whole,
             metavar="N",
             help="Take the first N batches only.",
             show_default=False,
@@ -121,7 +122,7 @@ class DataArguments:
     passes: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=whole,
             metavar="N",
             help="Go through the data N times at most. If not given, as often as there are layers, "
             "most times not through the whole model, until all statistics fit each other.",
@@ -132,7 +133,7 @@ class DataArguments:
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=whole,
             metavar="N",
             help="How many tensors or images are in a batch; 32 if not given.",
             show_default=False,

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from inspect import Parameter
 from typing import Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["command"]
+__all__ = ["PlainGroup", "command"]
+
+
+class _PlainCommand(TyperCommand):
+    """A command whose help shows what its options are called, and not of which type they are."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments, and `--help`."""
+        return _plain(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """The same for what commands are in."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments, and `--help`."""
+        return _plain(super().get_params(ctx))
+
+
+def _plain(parameters: Sequence[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None  # noqa: ARG005  # Its name says it.
+    return list(parameters)
 
 
 def command(app: typer.Typer, *, epilog: str) -> Callable[[Callable[..., None]], None]:
@@ -42,7 +68,7 @@ def command(app: typer.Typer, *, epilog: str) -> Callable[[Callable[..., None]],
         call.__name__, call.__doc__ = function.__name__, function.__doc__
         call.__annotations__ = {option.name: option.annotation for option in options}
         call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-        app.command(epilog=epilog)(call)
+        app.command(epilog=epilog, cls=_PlainCommand)(call)
 
     return add
 

@@ -10,7 +10,7 @@ import typer
 from frozenbn_cli.cli.option_values import (
     check_dims,
     check_dims_of,
-    check_finite,
+    finite,
     parse_dims,
     parse_selection,
 )
@@ -47,7 +47,7 @@ class LayerArguments:
         float | None,
         typer.Option(
             metavar="NUMBER",
-            callback=check_finite,
+            parser=finite,
             help="The eps of the model's BatchNorm layers, where the file does not hold it. If not "
             "given, it is recognised from the layers where they are a known architecture's, and "
             "PyTorch's default, 1e-5, is assumed elsewhere.",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from frozenbn_cli.cli.option_values import whole
 from frozenbn_cli.errors import UsageError
 
 __all__ = ["ManyArguments", "Recursive"]
@@ -53,7 +54,7 @@ class ManyArguments:
         typer.Option(
             "--jobs",
             "-j",
-            min=1,
+            parser=whole,
             metavar="N",
             help="How many processes convert at once; one for each core, 8 at most, if not given.",
             show_default=False,
@@ -72,9 +73,15 @@ class ManyArguments:
     ] = None
 
     @property
-    def are_given(self) -> bool:
-        """Whether there is anything that is only for many files."""
-        return any((self.output_dir, self.recursive, self.skip_existing, self.jobs, self.scheduler))
+    def given(self) -> list[str]:
+        """The options that are given, and are for many files alone."""
+        flags = {
+            "--recursive": self.recursive,
+            "--skip-existing": self.skip_existing,
+            "--jobs": self.jobs,
+            "--scheduler": self.scheduler,
+        }
+        return [flag for flag, value in flags.items() if value is not None and value is not False]
 
     def check_with(self, output: Path | None) -> None:
         """Refuse what is only for one file.

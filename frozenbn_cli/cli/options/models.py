@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from frozenbn_cli.cli.option_values import (
-    check_finite,
     check_model_arguments,
     check_shapes,
+    finite,
     parse_claims,
     parse_model,
     parse_shapes,
+    whole,
 )
 from frozenbn_cli.live_models.known_models import KnownModel
 from frozenbn_cli.live_models.run_options import MOST_RUNS
@@ -125,16 +126,19 @@ class RunArguments:
     seed: Annotated[
         int,
         typer.Option(
-            min=0, metavar="NUMBER", help="Of the random inputs.", rich_help_panel=_VERIFICATION
+            parser=whole,
+            metavar="NUMBER",
+            help="Of the random inputs.",
+            rich_help_panel=_VERIFICATION,
         ),
     ] = 0
     runs: Annotated[
         int,
         typer.Option(
-            min=1,
+            parser=whole,
             metavar="NUMBER",
-            max=MOST_RUNS,
-            help="On how many random inputs the model is run, each with a seed of its own.",
+            help=f"On how many random inputs the model is run, {MOST_RUNS} at most, each with a "
+            "seed of its own.",
             rich_help_panel=_VERIFICATION,
         ),
     ] = 1
@@ -142,6 +146,7 @@ class RunArguments:
         float,
         typer.Option(
             "--timeout",
+            parser=finite,
             metavar="SECONDS",
             help="For how long the code of a file may run; it has a process of its own.",
             rich_help_panel=_VERIFICATION,
@@ -178,7 +183,7 @@ class ToleranceArguments:
         typer.Option(
             "--atol",
             metavar="NUMBER",
-            callback=check_finite,
+            parser=finite,
             help="Let values differ by this much: |after - before| <= atol + rtol * |before|. 0 "
             "asks for the same bits. For another kernel or dtype 1e-6 is usual in float32, 1e-2 "
             "in float16, 1e-1 in bfloat16, 1e-12 in float64.",
@@ -190,7 +195,7 @@ class ToleranceArguments:
         typer.Option(
             "--rtol",
             metavar="NUMBER",
-            callback=check_finite,
+            parser=finite,
             help="Let values differ by this part of the original. For another kernel or dtype 1e-5 "
             "is usual in float32, 1e-2 in float16, 5e-2 in bfloat16, 1e-9 in float64.",
             rich_help_panel=_VERIFICATION,

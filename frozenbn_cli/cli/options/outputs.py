@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
-from frozenbn_cli.cli.option_values import check_finite
+from frozenbn_cli.cli.option_values import finite, format_name
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 
 __all__ = ["OutputArguments"]
 
 _OUTPUT = "Output"
 _FORMATS = ", ".join(f"'{name}' ({facts.title})" for name, facts in FORMATS.items())
+
+
+def _formats() -> list[str]:
+    return list(FORMATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class OutputArguments:
     to: Annotated[
         OutputFormat | None,
         typer.Option(
+            parser=format_name,
+            autocompletion=_formats,
             metavar="FORMAT",
             help=f"The format of the result: {_FORMATS}. If not given, the name of the output says "
             "it; without one, TorchScript stays TorchScript, and all else becomes safetensors.",
@@ -47,7 +53,7 @@ class OutputArguments:
         float | None,
         typer.Option(
             metavar="NUMBER",
-            callback=check_finite,
+            parser=finite,
             help="The eps of the frozen layers that the result is loaded into: 1e-5 for "
             "torchvision's, 0 for its COCO detectors. running_var is rewritten so that every scale "
             "stays the same number; what cannot is named, and refused unless --atol or --rtol "
