@@ -110,9 +110,10 @@ def test_layers_can_be_filtered(browser: Browser, report: Path, width: int) -> N
         "field.dispatchEvent(new Event('input'))"
     )
 
+    assert browser.run("return document.querySelector('output').value") == "22 of 22 layers"
     browser.run(type_words, "eps LAYER4")
     assert browser.run(NUMBERS) == [5]
-    assert browser.run("return document.querySelector('output').value") == "1 of 22 shown"
+    assert browser.run("return document.querySelector('output').value") == "1 of 22 layers"
     browser.run(type_words, "")
     assert browser.run(NUMBERS) == everything
     browser.run("document.querySelector('[type=checkbox]').click()")
@@ -141,3 +142,80 @@ def test_a_report_of_a_difference_opens_as_well(browser: Browser, tmp_path: Path
 
     assert (browser.complaints(), browser.requests()) == ([], [path.as_uri()])
     assert "Failed" in browser.run("return document.body.innerText")
+
+
+@pytest.fixture(scope="module")
+def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a report of several files, one of which differs from what it was made of."""
+    folder = tmp_path_factory.mktemp("overview")
+    for name in ("a rather long name of a file.pt", "b.pt"):
+        save(folder / name, many_layers())
+    path = folder / "report.html"
+    assert cli.run(["inspect", str(folder), "--report", str(path), "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a report on values that differ, whose table is as wide as any."""
+    folder = tmp_path_factory.mktemp("numbers")
+    state = {f"backbone.with.a.long.name.{name}": value for name, value in many_layers().items()}
+    save(folder / "a.pt", state)
+    for name, value in state.items():
+        state[name] = value + 1e-4 if name.endswith("bias") else value
+    path = folder / "report.html"
+    arguments = ["verify", folder / "a.pt", save(folder / "b.pt", state), "--report", path]
+    assert cli.run([*map(str, arguments), "--quiet"]) == 1
+    return path
+
+
+@pytest.mark.parametrize("page", ["overview", "numbers", "report"])
+def test_no_column_is_cut_off_on_a_desk(
+    browser: Browser, page: str, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(page), width=1280)
+
+    wider = "[...document.querySelectorAll('.scroll, td, th')].filter(e => e.checkVisibility())"
+    assert browser.run(f"return {wider}.filter(e => e.scrollWidth > e.clientWidth + 1).length") == 0
+
+
+@pytest.mark.parametrize("page", ["overview", "numbers"])
+def test_what_may_scroll_is_reached_by_the_keyboard_and_named(
+    browser: Browser, page: str, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(page))
+
+    scrollers = (
+        "[...document.querySelectorAll('*')].filter(e => getComputedStyle(e).overflowX === 'auto')"
+    )
+    assert browser.run(f"return {scrollers}.length") > 0
+    assert browser.run(f"return {scrollers}.every(e => e.tabIndex === 0 && e.ariaLabel)")
+
+
+def test_rows_of_the_overview_lead_to_their_sections(browser: Browser, overview: Path) -> None:
+    browser.open(overview)
+
+    found = "[...document.querySelectorAll('.overview a')].map(a => document.querySelector(a.hash))"
+    titles = browser.run(f"return {found}.map(e => e.querySelector('h1').textContent)")
+    assert titles == ["a rather long name of a file.pt", "b.pt"]
+
+
+def test_on_paper_it_is_a_page_of_its_own_kind(browser: Browser, report: Path) -> None:
+    browser.open(report, width=700, dark=True)
+    browser.command("Emulation.setEmulatedMedia", media="print", features=[])
+    try:
+        style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        found = {
+            (name, what): browser.run(style, name, what)
+            for name, what in (
+                ("h2", "breakAfter"), ("figure", "breakInside"), (".keys i", "printColorAdjust"),
+                (".narrow", "display"), (".controls", "display"), (".rows thead", "display"),
+                ("th button", "display"),
+            )
+        }  # fmt: skip
+    finally:
+        browser.command("Emulation.setEmulatedMedia", media="")
+
+    assert list(found.values()) == [
+        "avoid", "avoid", "exact", "none", "none", "table-header-group", "contents",
+    ]  # fmt: skip

@@ -129,6 +129,8 @@ class TestHTML:
 
         assert "Converted, with warnings" in parsed.text
         assert "PASSED: contents and layers equal; model not verified." in parsed.text
+        assert "Every entry that was not to change is bit-identical" in parsed.text
+        assert "Does the whole model give the same outputs before and after?" in parsed.text
         assert "model.pt" in parsed.text
         assert "layer4.bn" in parsed.text
         assert "Pass the model's own value with --eps." in parsed.text

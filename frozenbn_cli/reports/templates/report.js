@@ -21,7 +21,7 @@ for (const layers of document.querySelectorAll("details.layers")) {
       count += !row.hidden;
     });
     const [few, all] = [count, rows.length].map((number) => number.toLocaleString("en"));
-    shown.value = count === rows.length ? "" : `${few} of ${all} shown`;
+    shown.value = `${few} of ${all} layers`;
   }
 
   function sort(column, header) {
@@ -49,5 +49,6 @@ for (const layers of document.querySelectorAll("details.layers")) {
   });
   search.addEventListener("input", filter);
   flagged.addEventListener("change", filter);
+  filter();
   controls.hidden = false;
 }
