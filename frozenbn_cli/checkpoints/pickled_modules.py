@@ -15,6 +15,7 @@ from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, is_tensor
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.values import Call, Global, Value, describe, items_of
+from frozenbn_cli.torchscript.frozen_classes import names_frozen_class
 
 __all__ = [
     "attributes_of",
@@ -27,7 +28,6 @@ __all__ = [
 
 _RECONSTRUCTOR = Global("copy_reg", "_reconstructor")
 _REDUCED_GRAPH = Global("torch.fx.graph_module", "reduce_graph_module")
-_FROZEN_HOMES = ("torchvision.", "timm.", "detectron2.", "frozenbn_cli.")
 
 
 def is_module(value: Value) -> bool:
@@ -149,13 +149,12 @@ def _facts(module: Call, finder: TensorFinder) -> LayerFacts | None:
     has_statistics = {"running_mean", "running_var"} <= buffers.keys()
     if not (has_statistics or "BatchNorm" in name):
         return None
-    frozen = "FrozenBatchNorm" in name and type_name.startswith(_FROZEN_HOMES)
     return LayerFacts(
         type_name=type_name,
         channels=_whole_number(state.get("num_features")),
         eps=_number(state.get("eps"), finder, at_most=1e30),
         momentum=_number(state.get("momentum"), finder, at_most=1),
-        frozen=frozen,
+        frozen=names_frozen_class(type_name),
     )
 
 

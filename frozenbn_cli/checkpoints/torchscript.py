@@ -184,7 +184,7 @@ def _facts(
         eps=code.eps if code.calls else _constant(module, "eps"),
         eps_is_unsettled=code.calls > 0 and code.eps is None,
         momentum=code.momentum,
-        frozen=module.frozen,
+        frozen=module.may_be_frozen and not (code.is_live or obstacle),
         code_is_known=True,
         obstacle=code.obstacle or obstacle,
         always_batch_statistics=code.always_batch_statistics,

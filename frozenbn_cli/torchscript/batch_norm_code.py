@@ -41,6 +41,7 @@ class BatchNormCode:
         calls: How many calls of `batch_norm` there are that use the module's own statistics.
         always_batch_statistics: Whether one of them normalises with batch statistics for good,
             in a trace.
+        is_live: Whether the training flag is read, or statistics are updated without asking.
         spatial_dims: By the inputs that it accepts; None where it accepts any.
         obstacle: Why the code cannot be frozen; None if it can.
         edits: The spans to replace for that.
@@ -50,6 +51,7 @@ class BatchNormCode:
     momentum: float | None = None
     calls: int = 0
     always_batch_statistics: bool = False
+    is_live: bool = False
     spatial_dims: int | None = None
     obstacle: str | None = None
     edits: list[Span] = field(default_factory=list)
@@ -74,6 +76,7 @@ def read_batch_norm_code(source: ClassSource, attributes: Mapping[str, Any]) -> 
         code.always_batch_statistics |= method.always_batch_statistics
         eps |= set(method.eps)
         momenta |= set(method.momenta)
+    code.is_live = code.always_batch_statistics or any(map(_reads_flag, source.methods))
     if code.always_batch_statistics and source.is_scripted:
         code.always_batch_statistics = False
         code.obstacle = "its code always normalises with batch statistics (training=True)"
@@ -106,6 +109,12 @@ def module_reads(source: ClassSource, name: str) -> Iterator[tuple[Path, Any]]:
                 path = _resolve(node, aliases)
                 if path is None or len(path) > 2 or path[0] != "self":
                     yield path or ("", node.attr), node
+
+
+def _reads_flag(function: ast.FunctionDef) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "training" for node in ast.walk(function)
+    )
 
 
 def _is_false(node: ast.expr) -> bool:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from frozenbn_cli.pickles.names import NameBudget
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, describe
 from frozenbn_cli.torchscript.batch_norm_code import BatchNormCode, read_batch_norm_code
+from frozenbn_cli.torchscript.frozen_classes import may_be_frozen_class
 from frozenbn_cli.torchscript.restoring import restored_attributes
 from frozenbn_cli.torchscript.source_code import ClassSource, CodeFile, file_of, type_name_of
 
@@ -32,7 +32,6 @@ __all__ = [
     "storage_keys",
 ]
 
-_FROZEN = re.compile(r"frozenbn_cli\.nn\.Frozen|(torchvision|timm|detectron2)\..*FrozenBatchNorm")
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -65,9 +64,9 @@ class ScriptModule:
         return type_name_of(self.source.name)
 
     @property
-    def frozen(self) -> bool:
-        """Whether it is a frozen BatchNorm, by its class."""
-        return self.has_statistics and _FROZEN.match(self.type_name) is not None
+    def may_be_frozen(self) -> bool:
+        """Whether it is called as a frozen BatchNorm is."""
+        return self.has_statistics and may_be_frozen_class(self.type_name)
 
 
 def is_tensor_call(value: Value) -> bool:
