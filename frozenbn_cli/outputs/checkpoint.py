@@ -7,20 +7,20 @@ it, which `torch.load` does not ask for.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import BinaryIO
 
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints.pickled_tensors import storage_element_sizes
 from frozenbn_cli.containers.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL, LegacyStream
-from frozenbn_cli.containers.source import Extent, chunks
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import located
+from frozenbn_cli.outputs.patched import with_edits
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.training.edited import EditedCheckpoint
 
-__all__ = ["CheckpointOutput", "patched"]
+__all__ = ["CheckpointOutput"]
 
 
 class CheckpointOutput:
@@ -69,7 +69,7 @@ class _Zip:
                     located(f"record {name}"),
                     self._writer.record(name, extent.size_bytes, crc32=crc32),
                 ):
-                    for chunk in patched(extent, patches):
+                    for chunk in with_edits(extent, patches.items()):
                         self._writer.write(chunk)
                         count(len(chunk))
 
@@ -107,7 +107,7 @@ class _Legacy:
         for key, extent in storages.items():
             with located(f"storage {key}"):
                 file.write(struct.pack("<q", extent.size_bytes // sizes[key]))
-                for chunk in patched(extent, self._edited.patches.get(key, {})):
+                for chunk in with_edits(extent, self._edited.patches.get(key, {}).items()):
                     file.write(chunk)
                     count(len(chunk))
 
@@ -119,20 +119,3 @@ class _Legacy:
     def _system(self, text: str) -> bytes:
         """Return what the file says of its machine, as long as the longest record makes it."""
         return write_pickle({**self._legacy.system, METADATA_KEY: text.ljust(self._room)})
-
-
-def patched(extent: Extent, patches: Mapping[int, bytes]) -> Iterator[bytes]:
-    """Yield the bytes of a storage, with those that change as they are to be."""
-    if not patches:
-        yield from chunks(extent)
-        return
-    position, waiting = 0, sorted(patches.items())
-    for chunk in chunks(extent):
-        end = position + len(chunk)
-        changed = bytearray(chunk)
-        for start, new in waiting:
-            first, last = max(start, position), min(start + len(new), end)
-            if first < last:
-                changed[first - position : last - position] = new[first - start : last - start]
-        yield bytes(changed)
-        position = end

@@ -7,7 +7,7 @@ format, kind and structure, whatever stands in it.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import ne
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import UnsupportedFileError, located
 
-__all__ = ["PatchedCopy"]
+__all__ = ["PatchedCopy", "with_edits"]
 
 _WHOLE = ""  # What stands for the record of a file that is no archive.
 _Edits = list[tuple[int, bytes]]
@@ -135,12 +135,17 @@ class PatchedCopy:
         return self._archive.extent(name)
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of a record, with the elements that are new."""
-        edits = sorted(self._edits.get(name, ()))
-        position = 0
-        for chunk in chunks(self._extent(name)):
-            yield _edited(chunk, position, edits) if edits else chunk
-            position += len(chunk)
+        """Return the bytes of a record, with the elements that are new."""
+        return with_edits(self._extent(name), self._edits.get(name, ()))
+
+
+def with_edits(extent: Extent, edits: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Yield bytes in pieces, with those that are to be others, by where they begin."""
+    edits = sorted(edits)
+    position = 0
+    for chunk in chunks(extent):
+        yield _edited(chunk, position, edits) if edits else chunk
+        position += len(chunk)
 
 
 def _extents(source: ByteSource, archive: ZipArchive | None) -> Mapping[str, Extent]:

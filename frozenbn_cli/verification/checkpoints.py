@@ -28,7 +28,7 @@ from frozenbn_cli.checkpoints.state_dicts import values_by_key
 from frozenbn_cli.containers.source import ByteSource, Extent, chunks
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.stored_values import to_tensor
-from frozenbn_cli.outputs.checkpoint import patched
+from frozenbn_cli.outputs.patched import with_edits
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, items_of
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.training.editing import FROZEN_CLASSES
@@ -306,7 +306,7 @@ def _storages(
     for name in expected:
         was, found = old[name], new[name]
         if was.size_bytes != found.size_bytes or any(
-            map(ne, patched(was, patches.get(name, {})), chunks(found))
+            map(ne, with_edits(was, patches.get(name, {}).items()), chunks(found))
         ):
             return f"record {name} differs"
         progress(was.size_bytes)

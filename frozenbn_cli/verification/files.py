@@ -27,7 +27,7 @@ from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
-from frozenbn_cli.verification.checkpoints import merged, verify_checkpoint_contents
+from frozenbn_cli.verification.checkpoints import merged
 from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
 from frozenbn_cli.verification.contents import verify_contents, verify_records
 from frozenbn_cli.verification.differences import Tolerance
@@ -45,7 +45,7 @@ from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.recorded import Recorded, are_swapped, check_order, recorded_of
-from frozenbn_cli.verification.recorded_edits import recorded_edit, recorded_keys
+from frozenbn_cli.verification.recorded_edits import contents_of_all, recorded_keys
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
@@ -187,20 +187,10 @@ def _verified(
         each = _Verification(before, after, replace(options, key=key), recorded)
         results.append(each.run())
         parts.append((each.original, results[-1].plan))
-    contents, model = results[0].claims[0], results[0].claims[2]
-    if any(result.claims[0].status != "equal" for result in results):
-        contents = next(
-            result.claims[0] for result in results if result.claims[0].status != "equal"
-        )
-    elif options.atol or options.rtol:
-        said = "; what stands beside the state dicts is not compared within a tolerance"
-        contents = replace(contents, detail=contents.detail + said)
-    else:
-        record = ConversionRecord.from_metadata(after.metadata)
-        with located(str(before.path)):
-            edit = recorded_edit(before, after.path, record, parts) if record else None
-            if edit:
-                contents = verify_checkpoint_contents(before, after.path, edit, lambda _: None)
+    model = results[0].claims[2]
+    contents = contents_of_all(
+        (before, after), parts, [result.claims[0] for result in results], results[0].tolerance
+    )
     layers = merged((result.key, result.claims[1]) for result in results)
     return replace(results[0], claims=with_required((contents, layers, model), options.require))
 

@@ -14,6 +14,7 @@ from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.checkpoints.pickled import read_stored
 from frozenbn_cli.containers.source import ByteSource
+from frozenbn_cli.errors import located
 from frozenbn_cli.training.edited import (
     EditedCheckpoint,
     FrozenModel,
@@ -23,27 +24,49 @@ from frozenbn_cli.training.edited import (
 from frozenbn_cli.training.editing import storage_keys
 from frozenbn_cli.training.optimizer_states import find_optimizers
 from frozenbn_cli.training.reconciling import Reconciled
+from frozenbn_cli.verification.checkpoints import verify_checkpoint_contents
+from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.tolerance import Tolerance
 
-__all__ = ["recorded_edit", "recorded_keys"]
+__all__ = ["contents_of_all", "recorded_keys"]
 
 
-def recorded_edit(
+def contents_of_all(
+    files: tuple[Checkpoint, Checkpoint],
+    parts: Sequence[tuple[StateDict, Plan]],
+    claims: Sequence[Claim],
+    tolerance: Tolerance,
+) -> Claim:
+    """Return the claim on the contents of a training checkpoint that stayed one.
+
+    Args:
+        files: The original and the converted one.
+        parts: The models that were frozen, as they are in the original, with their layers.
+        claims: Those on the contents of each alone.
+        tolerance: Of the values.
+    """
+    before, after = files
+    for claim in claims:
+        if claim.status != "equal":
+            return claim
+    if not tolerance.exact:
+        said = "; what stands beside the state dicts is not compared within a tolerance"
+        return replace(claims[0], detail=claims[0].detail + said)
+    record = ConversionRecord.from_metadata(after.metadata)
+    if record is None:
+        return claims[0]
+    with located(str(before.path)):
+        edit = _recorded_edit(before, after.path, record, parts)
+        return verify_checkpoint_contents(before, after.path, edit, lambda _: None)
+
+
+def _recorded_edit(
     checkpoint: Checkpoint,
     written: Path,
     record: ConversionRecord,
     parts: Sequence[tuple[StateDict, Plan]],
 ) -> EditedCheckpoint:
-    """Return what was to change, for `verify_checkpoint_contents`.
-
-    Args:
-        checkpoint: The original.
-        written: The converted file.
-        record: That of the converted file.
-        parts: The state dicts of the original that it names, with their layers.
-
-    Raises:
-        UnsupportedFileError: The original is of a kind that is not converted like this.
-    """
+    """Return what was to change, as the record of the converted file says."""
     stored = read_checkpoint(checkpoint)
     root = stored.pickle.value
     models = [_model(part, plan, record) for part, plan in parts]
@@ -73,7 +96,7 @@ def recorded_keys(before: Checkpoint, after: Checkpoint, key: str | None) -> tup
         key: The one state dict that is meant, so that nothing else is.
 
     Returns:
-        None where one state dict is meant, or either file is no such checkpoint.
+        Their keys; none where one state dict is meant, or either file is no such checkpoint.
     """
     record = ConversionRecord.from_metadata(after.metadata)
     if record is None or key is not None or before.container != after.container:
