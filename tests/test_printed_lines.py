@@ -275,7 +275,7 @@ def test_a_layer_that_was_taken_for_2d_is_named_with_what_settles_it(
     out, _ = capsys.readouterr()
 
     assert (code, "does not fit a model that has another there (data_bn)" in out) == (0, True)
-    with pytest.raises(UsageError, match="with --dims-of data_bn=1d"):
+    with pytest.raises(UsageError, match="with dims_of data_bn=1d"):
         exec(load_lines(out), {"model": data_norm()})
 
 

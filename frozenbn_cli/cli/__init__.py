@@ -1,8 +1,34 @@
 """The command line: parse, call the library, show, return the exit code.
 
 What a command does is a module of its own, imported when it runs, so that `--help` waits for none.
+The parser too is imported only when signals are watched.
 """
 
-from frozenbn_cli.cli.app import main, run
+try:
+    import sys
+    from importlib import import_module
+    from typing import Any, NoReturn
+
+    from frozenbn_cli.cli.interrupting import end_interrupted, watch_signals
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 __all__ = ["main", "run"]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    try:
+        watch_signals()
+        app = import_module("frozenbn_cli.cli.app")
+        app.make_streams_usable()
+        code = app.run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = end_interrupted()
+    sys.exit(code)
+
+
+def run(arguments: list[str], **options: Any) -> int:
+    """Run the command line with ``arguments`` and return the exit code, see `app.run`."""
+    code: int = import_module("frozenbn_cli.cli.app").run(arguments, **options)
+    return code

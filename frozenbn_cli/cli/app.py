@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from frozenbn_cli.cli.interrupting import end_interrupted, was_interrupted
 from frozenbn_cli.cli.invocation import Invocation, current_date
 from frozenbn_cli.cli.options.checkpoints import (
     Checkpoints,
@@ -64,7 +64,7 @@ from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.version import __version__
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app", "make_streams_usable", "run"]
 
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -215,6 +215,7 @@ def verify(
     model: ModelArguments,
     running: RunArguments,
     tolerance: ToleranceArguments,
+    all_layers: AllLayers = False,
     reporting: ReportArguments,
     force: ForceReport = False,
 ) -> None:
@@ -236,7 +237,11 @@ def verify(
         hash_files=sink.is_kept,
         **run_options(model, running),
     )
-    raise typer.Exit(import_quietly("frozenbn_cli.cli.verify").run(original, converted, how, sink))
+    raise typer.Exit(
+        import_quietly("frozenbn_cli.cli.verify").run(
+            original, converted, how, sink, all_layers=all_layers
+        )
+    )
 
 
 @command(app, epilog=CALIBRATE_EXAMPLES)
@@ -283,16 +288,10 @@ def calibrate(
     raise typer.Exit(of_one.run(checkpoint, output, how, sink, all_layers=all_layers))
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with its code."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # What the parent ignores on purpose, such as `nohup`, stays ignored; so does SIGINT.
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+def make_streams_usable() -> None:
+    """Give streams that were closed somewhere to write, and what they lack characters for a way."""
     for stream in ("stdout", "stderr"):
         _make_usable(stream)
-    sys.exit(run(sys.argv[1:]))
 
 
 def _make_usable(name: str) -> None:
@@ -302,10 +301,6 @@ def _make_usable(name: str) -> None:
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     elif isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def run(arguments: list[str], *, now: Callable[[], datetime] = current_date) -> int:
@@ -321,16 +316,18 @@ def run(arguments: list[str], *, now: Callable[[], datetime] = current_date) -> 
         given = arguments or ["--help"]
         code = int(app(given, prog_name="frozenbn", standalone_mode=False, obj=invocation) or 0)
     except FrozenBNError as error:
+        if was_interrupted():
+            return end_interrupted()
         return _fail(error, arguments, invocation)
     except _ParserError as error:
         return _fail(usage_error(error, arguments), arguments, invocation)
     except Exception as error:  # A crash must not look like the answer "no".
+        if was_interrupted():
+            return end_interrupted()
         return _fail(internal_error(error), arguments, invocation)
     if not arguments:  # The help says which there are; what was wanted is still unknown.
         return UsageError.exit_code
-    if code == INTERRUPTED:  # Typer turns KeyboardInterrupt into this.
-        sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
-    return code
+    return end_interrupted() if code == INTERRUPTED else code  # So Typer's KeyboardInterrupt ends.
 
 
 def _fail(error: FrozenBNError, arguments: list[str], invocation: Invocation | None) -> int:

@@ -19,7 +19,9 @@ __all__ = ["run"]
 _DIFFERENT = 1
 
 
-def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
+def run(
+    original: Path, converted: Path, how: VerifyOptions, sink: Sink, *, all_layers: bool
+) -> int:
     """Verify a file against another, show what was found, and return the exit code.
 
     Args:
@@ -27,6 +29,7 @@ def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
         converted: The file after.
         how: To verify.
         sink: Where the words go.
+        all_layers: Show every layer.
     """
     with sink.progress() as progress:
         with telling(progress):
@@ -38,6 +41,6 @@ def run(original: Path, converted: Path, how: VerifyOptions, sink: Sink) -> int:
         "verify",
         verification_document(result),
         lambda: [describe_verification(result)],
-        all_layers=False,
+        all_layers=all_layers,
     )
     return max(failed, 0 if result.verdict == "passed" else _DIFFERENT)

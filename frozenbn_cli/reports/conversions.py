@@ -19,7 +19,7 @@ from frozenbn_cli.reports.description import (
 )
 from frozenbn_cli.reports.facts import VERDICT_TONES, eps_briefly, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups, foreign_groups
-from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows, left_alone
+from frozenbn_cli.reports.layer_rows import frozen_part, layer_facts, layer_rows, left_alone
 from frozenbn_cli.reports.recognition import recognised_lines
 from frozenbn_cli.reports.words import named, sentence, size_text, took_text, verdict_words
 from frozenbn_cli.verification.claims import verdict
@@ -153,6 +153,10 @@ def _notes(result: ConversionResult) -> list[str]:
     lines = recognised_lines(result.plan)
     if result.is_taken and result.outcome == "planned":
         lines.append(f"{printable(result.output_path)} exists already; --force replaces it")
+    words = {"converted": "frozen", "planned": "would be frozen"}.get(result.outcome)
+    if words and any(item.deselected for item in result.plan.left):
+        names = [item.layer.name for item in result.plan.frozen]
+        lines.append(f"{words}: {frozen_part(result.plan, names)}")
     lines += left_alone(result.plan, result.prefix, result.renamed)
     if result.retargeting and result.retargeting.inexact and result.outcome != "inexact":
         lines.append(result.retargeting.inexact_text)

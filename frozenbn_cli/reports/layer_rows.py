@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.inspection import Statistics
 from frozenbn_cli.reports.description import LayerRow, Tone
-from frozenbn_cli.reports.words import by_reason
+from frozenbn_cli.reports.words import by_reason, named
 from frozenbn_cli.wording import counted
 
-__all__ = ["layer_facts", "layer_rows", "left_alone"]
+__all__ = ["frozen_part", "layer_facts", "layer_rows", "left_alone"]
 
 _FOLD_ABOVE = 12
 _EXCEPTIONS_SHOWN = 8
 _EXAMPLES_SHOWN = 3
+_FROZEN_SHOWN = 20
 
 
 def layer_rows(
@@ -89,6 +91,25 @@ def layer_facts(plan: Plan, frozen: int | None = None, words: str = "frozen") ->
     if frozen is not None:
         layers = f"{frozen:,} of {layers} {words}"
     return (layers, f"{len(plan.left):,} left alone") if plan.left else (layers,)
+
+
+def frozen_part(plan: Plan, frozen: Collection[str]) -> str:
+    """Return which layers are frozen; a module stands for those in it where all of them are."""
+    names = [item.layer.name for item in plan.layers if not item.layer.frozen_already]
+    modules = Counter(part for name in names for part in _modules(name))
+    whole = Counter(part for name in names if name in frozen for part in _modules(name))
+    shown: dict[str, int] = {}
+    for name in (name for name in names if name in frozen):
+        full = [part for part in _modules(name) if modules[part] == whole[part] > 1]
+        shown[full[0] if full else name] = whole[full[0]] if full else 1
+    listed = [f"{name} ({count} layers)" if count > 1 else name for name, count in shown.items()]
+    return named(listed, _FROZEN_SHOWN)
+
+
+def _modules(name: str) -> list[str]:
+    """Return the modules that a layer lies in, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def left_alone(plan: Plan, prefix: str, renamed: Iterable[tuple[str, str]] = ()) -> list[str]:

@@ -64,7 +64,7 @@ def section_report(
         [_finding_line(group) for group in section.findings],
     ]
     for part in section.parts:
-        if section.command != "verify":
+        if section.command != "verify" or all_layers:
             blocks += _part(part, section, console, all_layers)
             blocks.append([_finding_line(group) for group in part.findings])
         blocks.append(lines(part.notes))
@@ -308,6 +308,7 @@ _COLUMNS = {
         _FOUND,
     ),
 }
+_COLUMNS["verify"] = _COLUMNS["convert"]
 _NARROW = (_CHANNELS, _Column("Dims", _words("short_dims")), _EPS, _VARIANCE, _FOUND)
 
 

@@ -11,7 +11,7 @@ from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import FileFacts, Part, Section, Tone, Verdict
 from frozenbn_cli.reports.facts import VERDICT_TONES, file_facts, is_equal
 from frozenbn_cli.reports.grouping import finding_groups
-from frozenbn_cli.reports.layer_rows import layer_facts, layer_rows
+from frozenbn_cli.reports.layer_rows import frozen_part, layer_facts, layer_rows
 from frozenbn_cli.reports.words import (
     by_reason,
     named,
@@ -66,6 +66,8 @@ def describe_verification(result: VerificationResult) -> Section:
 
 def _notes(result: VerificationResult) -> list[str]:
     lines = by_reason("live", result.live)
+    if result.frozen and any(item.deselected for item in result.plan.left):
+        lines.insert(0, f"frozen: {frozen_part(result.plan, result.frozen)}")
     if said := recorded_words(result.recorded):
         lines.insert(0, f"from the record of the converted file: {'; '.join(said)}")
     if result.swapped:

@@ -281,8 +281,10 @@ class _Verification:
     def _plan(self, original: StateDict) -> Plan:
         """Return which layers have to be frozen, as the user says or, if not, as recorded."""
         options = self._options
+        given = self._recorded.eps
+        eps = given[0] if options.eps is None and len(given) == 1 else options.eps
         plan_with = partial(
-            plan_state_dict, original, self._before.metadata, eps=options.eps, dims=options.dims
+            plan_state_dict, original, self._before.metadata, eps=eps, dims=options.dims
         )
         for selection in self._recorded.selections:
             with suppress(UsageError):  # It may be of a file with other layers than these.

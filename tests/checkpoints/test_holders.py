@@ -85,7 +85,7 @@ def test_keys_of_every_kind_are_named(
     with open_checkpoint(path) as checkpoint:
         assert [part.key for part in checkpoint.state_dicts] == expected
         assert checkpoint.state_dict(expected[1]).entries
-        with pytest.raises(UsageError, match="Choose one with --key"):
+        with pytest.raises(UsageError, match="Choose one with key"):
             checkpoint.state_dict()
 
 

@@ -105,7 +105,7 @@ class TestTrainingCheckpoints:
         other = {name: tensor + 1 for name, tensor in small_state().items()}
         path = save(tmp_path / "a.pt", training_checkpoint(model=small_state(), model_ema=other))
 
-        with pytest.raises(UsageError, match=r"'model', 'model_ema'\. Choose one with --key"):
+        with pytest.raises(UsageError, match=r"'model', 'model_ema'\. Choose one with key"):
             convert_file(path)
         result = convert_file(path, options=ConvertOptions(key="model_ema"))
 

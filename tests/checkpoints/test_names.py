@@ -125,7 +125,7 @@ def test_a_prefix_is_taken_off_if_a_model_fits_then(tmp_path: Path) -> None:
 def test_names_that_are_to_stay_do(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", under("net."))
 
-    with pytest.raises(UsageError, match=r"all begin with 'net\.'.*--strip-prefix net\."):
+    with pytest.raises(UsageError, match=r"all begin with 'net\.'.*strip_prefix='net'"):
         convert_file(path, options=ConvertOptions(model=Small, keep_prefix=True))
 
 
@@ -168,7 +168,7 @@ def test_no_names_change_in_an_archive(tmp_path: Path) -> None:
 def test_what_a_model_lacks_is_named_by_its_beginning(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", small_state())
 
-    with pytest.raises(UsageError, match=r"all begin with 'module\.'.*--add-prefix module\."):
+    with pytest.raises(UsageError, match=r"all begin with 'module\.'.*add_prefix='module'"):
         convert_file(path, options=ConvertOptions(model=Holder))
 
 

@@ -119,7 +119,7 @@ def test_is_absent_if_the_disk_is_full_while_writing(
 def test_does_not_overwrite_an_existing_file(target: Path) -> None:
     target.write_bytes(b"old")
 
-    with pytest.raises(UsageError, match=r"exists already.*--force") as caught:
+    with pytest.raises(UsageError, match=r"exists already.*force=True") as caught:
         write(target)
 
     assert caught.value.exit_code == 2

@@ -127,7 +127,7 @@ def test_arguments_are_json_or_words() -> None:
 
 
 def test_arguments_without_a_model_are_refused() -> None:
-    with pytest.raises(UsageError, match="no --model"):
+    with pytest.raises(UsageError, match="no model"):
         parse_model(None, ["a=1"])
 
 

@@ -110,7 +110,7 @@ def test_results_are_small_and_whole_after_a_journey(zoo: Path, tmp_path: Path) 
 
     assert len(pickle.dumps(good)) < 3000
     assert str(sick.error).startswith(f"{zoo}/sick.pt: broken or never formed statistics in 1 of 2")
-    assert "--force-unhealthy" in str(sick.error)
+    assert "force_unhealthy=True" in str(sick.error)
 
 
 def test_a_bug_concerns_its_file_alone(
@@ -266,7 +266,7 @@ class TestSkippingExisting:
         (result,) = convert_here(good, output_dir=tmp_path / "out")
 
         assert result.exit_code == 2
-        assert "exists already. Pass --force" in str(result.error)
+        assert "exists already. Pass force=True" in str(result.error)
 
     @pytest.mark.parametrize(
         ("change", "name"),
@@ -287,7 +287,9 @@ class TestSkippingExisting:
         result = self.again(good, replace(FAST, **change))
 
         assert result.exit_code == 2
-        assert f"does not count: it was made with another {name}. Pass --force" in str(result.error)
+        assert f"does not count: it was made with another {name}. Pass force=True" in str(
+            result.error
+        )
 
     @pytest.mark.parametrize("change", [{"dims": (1, 2, 3)}, {"add_prefix": "net."}])
     def test_options_that_are_no_longer_given_do_not_count(

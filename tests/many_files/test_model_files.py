@@ -107,7 +107,7 @@ class TestFinding:
     def test_what_names_nothing_is_refused(self, zoo: Path) -> None:
         (zoo / "none").mkdir()
 
-        with pytest.raises(UsageError, match=r"^zoo/none: expected model files .* --recursive"):
+        with pytest.raises(UsageError, match=r"^zoo/none: expected model files .* recursive=True"):
             found("zoo/none")
         with pytest.raises(UsageError, match=r"^zoo/\*\.onnx: no file matches"):
             found("zoo/*.onnx")
@@ -186,6 +186,6 @@ class TestLooking:
         for name in ("a.pt", "b.pt"):
             Path("outer/inner", name).touch()
 
-        with pytest.raises(UsageError, match="--recursive looks into"):
+        with pytest.raises(UsageError, match="recursive=True looks into"):
             self.seen("outer")
         assert self.seen("outer", recursive=True) == ["outer/inner/a.pt", "outer/inner/b.pt"]

@@ -295,7 +295,7 @@ class TestToTorchScript:
         path = tmp_path / "a.pt"
         torch.save({"net": small(), "epoch": 1}, path)
 
-        with pytest.raises(UsageError, match="Pass --trust, or --model"):
+        with pytest.raises(UsageError, match="Pass trust=True, or model"):
             self.convert(path)
         result = self.convert(path, trust=True)
 
