@@ -225,7 +225,7 @@ CASES = {
 
 def load_lines(out: str) -> str:
     """Return the Python that a report prints."""
-    _, _, behind = out.partition("Load it into your model")
+    _, _, behind = out.partition("Load it into ")
     return textwrap.dedent(behind.partition(":\n")[2].partition("\n\n")[0])
 
 

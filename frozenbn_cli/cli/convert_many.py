@@ -11,9 +11,11 @@ from pathlib import Path
 from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConvertOptions
+from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
 from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.many_files.dask_cluster import dask_executor
 from frozenbn_cli.many_files.file_results import FileResult, exit_code_of
+from frozenbn_cli.outputs import FORMATS
 from frozenbn_cli.reports.batch_sections import describe_file
 from frozenbn_cli.reports.batch_text import batch_report, file_line
 from frozenbn_cli.reports.batch_view import BatchView
@@ -42,6 +44,8 @@ def run(
         options: How to convert.
         all_files: Show every file at the end.
     """
+    if not options.verify and not (options.to and FORMATS[options.to].is_program):
+        check_used(options, not_run=NOTHING_IS_RUN)
     console = sink.console
     as_lines = sink.for_people and not console.is_terminal
 

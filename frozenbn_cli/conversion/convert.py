@@ -166,6 +166,7 @@ class _Conversion:
             optimizers=self._edited.optimizers if self._edited else (),
             is_taken=self._output.is_taken,
             model="" if self._checkpoint.script else name_of_model(self._options.model),
+            builder=getattr(self._options.model, "python", ("", "")),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
         )

@@ -176,6 +176,7 @@ class ConversionResult:
         is_taken: Whether something of that name is there, which may not be replaced.
         model: The name of the model that the layers were described by; empty if there is none, or
             the file describes them itself.
+        builder: How that model is built in Python: an import, and a call; empty if that is unknown.
         made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
             reason; empty for all else.
         summaries: The numbers of each layer, by name, where the options ask for them.
@@ -215,6 +216,7 @@ class ConversionResult:
     claims: tuple[Claim, ...] = ()
     is_taken: bool = False
     model: str = ""
+    builder: tuple[str, str] = ("", "")
     made: str = ""
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from frozenbn_cli.live_models.building import state_of
 from frozenbn_cli.live_models.describing import Fit, fit_of
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.known_models import KnownModel, architecture_of
-from frozenbn_cli.live_models.target import AUTO
+from frozenbn_cli.live_models.target import AUTO, called
 from frozenbn_cli.wording import is_it
 
 __all__ = ["FittedModel", "fitted"]
@@ -59,6 +59,15 @@ class FittedModel:
 
     def __str__(self) -> str:
         return f"{self.architecture}{', recognised' if self.is_recognised else ''}"
+
+    @property
+    def python(self) -> tuple[str, str]:
+        """How it is built in Python: an import, and a call."""
+        name = repr(self.architecture.name)
+        if self.architecture.library == "timm":
+            return "import timm", called("timm.create_model", self.arguments, name)
+        call = called("get_model", self.arguments, name)
+        return "from torchvision.models import get_model", call
 
     @property
     def is_recognised(self) -> bool:

@@ -24,6 +24,7 @@ from frozenbn_cli.wording import is_it
 __all__ = [
     "AUTO",
     "ModelTarget",
+    "called",
     "folder_of",
     "identity_of_model",
     "is_recognised",
@@ -85,6 +86,16 @@ class ModelTarget:
         arguments = json.dumps(dict(self.arguments), sort_keys=True, default=repr)
         digest = hashlib.sha256(text + arguments.encode()).hexdigest()
         return f"{shown}:{name} {digest[:16]}"
+
+    @property
+    def python(self) -> tuple[str, str]:
+        """How it is built in Python: an import, and a call; empty for a file elsewhere."""
+        module, _, name = self.target.rpartition(":")
+        if module.endswith(".py"):
+            if folder_of(self.target) != Path.cwd() or not Path(module).stem.isidentifier():
+                return "", ""
+            module = Path(module).stem
+        return f"from {module} import {name.partition('.')[0]}", called(name, self.arguments)
 
     def anywhere(self) -> ModelTarget:
         """Return the same target for a process that runs in another folder."""
@@ -180,6 +191,13 @@ def no_model_wanted() -> UsageError:
     return UsageError(
         "a model is given, and a TorchScript archive holds its own", advice="Leave --model out."
     )
+
+
+def called(name: str, arguments: Mapping[str, Any], first: str = "") -> str:
+    """Return the Python text of a call."""
+    given = [first] if first else []
+    given += [f"{argument}={value!r}" for argument, value in arguments.items()]
+    return f"{name}({', '.join(given)})"
 
 
 def name_of_model(model: object) -> str:

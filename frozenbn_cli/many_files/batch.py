@@ -24,7 +24,6 @@ from frozenbn_cli.errors import (
     internal_error,
 )
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
 from frozenbn_cli.many_files.file_results import (
     ConversionSummary,
     FileResult,
@@ -39,7 +38,7 @@ from frozenbn_cli.many_files.model_files import (
 )
 from frozenbn_cli.many_files.resuming import find_existing
 from frozenbn_cli.many_files.worker_pool import WorkerPool, default_jobs
-from frozenbn_cli.outputs import FORMATS, OutputFormat
+from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.version import __version__
 
 __all__ = ["BatchProgress", "Job", "convert_files", "convert_one"]
@@ -109,8 +108,6 @@ def convert_files(
         raise UsageError(f"jobs {jobs}", expected="1 or more")
     if jobs is not None and executor is not None:
         raise UsageError("jobs are given, and an executor, which has workers of its own")
-    if not options.verify and not (options.to and FORMATS[options.to].is_program):
-        check_used(options, not_run=NOTHING_IS_RUN)
     files = find_model_files(paths, output_dir=Path(output_dir), recursive=recursive)
     check_collisions(files, options.to)
     if not options.dry_run:

@@ -190,24 +190,30 @@ def _training_notes(result: ConversionResult) -> list[str]:
 
 
 def _next_steps(result: ConversionResult) -> tuple[str, str]:
-    """Return how to load the result: a sentence, and two lines of Python."""
+    """Return how to load the result: a sentence, and lines of Python."""
     path = repr(str(result.output_path))
     if result.output_format == "torchscript":
         return (
             "Load it with PyTorch alone, here or in C++:",
             f"import torch\nmodel = torch.jit.load({path})",
         )
+    imported, built = result.builder
+    imports = "\n".join(filter(None, ("from frozenbn_cli import load_frozen", imported)))
+    loading = f"{imports}\nmodel = load_frozen({built or 'model'}, {path}"
     if result.output_format == "checkpoint":
         key = f", key={result.key!r}" if result.key else ""
         return (
             "Load the model, and make its optimizer, before the rest of the checkpoint is loaded:",
-            f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path}{key})",
+            f"{loading}{key})",
         )
-    loading = f"from frozenbn_cli import load_frozen\nmodel = load_frozen(model, {path}"
+    whose = "the model" if built else "your model"
     if result.absent:
         return (
-            "Load it into your model, which keeps what was not written, and whose layers are "
-            "frozen on the way:",
+            f"Load it into {whose}, which keeps what was not written, and whose layers are frozen "
+            "on the way; make the optimizer after this:",
             f"{loading}, skip={list(result.absent)})",
         )
-    return "Load it into your model, whose layers are frozen on the way:", f"{loading})"
+    return (
+        f"Load it into {whose}, whose layers are frozen on the way; make the optimizer after this:",
+        f"{loading})",
+    )

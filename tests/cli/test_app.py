@@ -135,7 +135,7 @@ class TestInspect:
 
         assert code == 3
         assert "would freeze 2 of 2" in out
-        assert err.startswith("frozenbn: missing.pt: cannot be read")
+        assert err.startswith("frozenbn: missing.pt: there is no such file")
 
     def test_json_is_one_document_for_all_files(
         self, capsys: pytest.CaptureFixture[str], model: Path
@@ -249,7 +249,7 @@ class TestExitCodes:
 
         code, out, err = run_here(capsys, "convert", missing)
         assert (code, out) == (3, "")
-        assert err == f"frozenbn: {missing}: cannot be read (No such file or directory)\n"
+        assert err == f"frozenbn: {missing}: there is no such file\n"
 
         code, out, _ = run_here(capsys, "convert", missing, "--json")
         assert json.loads(out)["error"]["kind"] == "InputError"
@@ -334,7 +334,7 @@ import pathlib, sys, time
 from frozenbn_cli import cli
 from frozenbn_cli.conversion import convert as conversion
 
-check, go_on = conversion._check_record, pathlib.Path(sys.argv.pop())
+check, go_on = conversion.check_record, pathlib.Path(sys.argv.pop())
 
 def wait(*arguments):
     print("ready", flush=True)
@@ -342,7 +342,7 @@ def wait(*arguments):
         time.sleep(0.02)
     check(*arguments)
 
-conversion._check_record = wait
+conversion.check_record = wait
 cli.main()
 """
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -260,7 +260,7 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     code = (
         "import os, pathlib, sys, time\n"
         "from frozenbn_cli.conversion import convert as conversion\n"
-        "check = conversion._check_record\n"
+        "check = conversion.check_record\n"
         "def wait(path, *arguments):\n"
         "    if path.name.startswith('.stuck'):\n"
         "        pathlib.Path(os.environ['READY']).touch()\n"
@@ -268,7 +268,7 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         "        while os.getppid() == parent:\n"
         "            time.sleep(0.02)\n"
         "    check(path, *arguments)\n"
-        "conversion._check_record = wait\n"
+        "conversion.check_record = wait\n"
     )
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(code)

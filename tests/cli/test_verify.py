@@ -82,8 +82,8 @@ class TestVerify:
         [
             (["--model", "model.py:none"], 2, "model.py has no none"),
             (["--model", "model.py:build", "--inputs", "none.pt"], 3, "inputs none.pt"),
-            (["--inputs", "x.pt", "--runs", "2"], 2, "also by shapes or a number of runs"),
-            (["--atol", "-1"], 2, "must be a finite number, 0 or more"),
+            (["--inputs", "x.pt", "--runs", "2"], 2, "also by shapes, runs or a seed"),
+            (["--atol", "-1"], 2, "--atol: expected a number, 0 or more"),
             (["--key", "ema"], 2, "no state dict at key 'ema'"),
             (["--include", "nothing*"], 2, "matches no BatchNorm layer"),
         ],

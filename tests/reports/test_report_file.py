@@ -206,7 +206,7 @@ class TestHTML:
         assert [item["href"] for item in parsed.all("a")] == ["#s1", "#s2", "#s3"]
         assert "Sound" in parsed.text
         assert "Unhealthy" in parsed.text
-        assert "gone/missing.pt: cannot be read" in parsed.text
+        assert "gone/missing.pt: there is no such file" in parsed.text
 
     def test_many_layers_take_little_space(self, tmp_path: Path) -> None:
         state = {}
@@ -508,7 +508,7 @@ class TestCommandLine:
         parsed = Parsed(report.read_text(encoding="utf-8"))
         assert code == 3
         assert len([item for item in parsed.all("section") if "id" in item]) == 3
-        assert "missing.pt: cannot be read" in parsed.text
+        assert "missing.pt: there is no such file" in parsed.text
 
     def test_says_that_charts_are_missing(
         self,
