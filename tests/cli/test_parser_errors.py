@@ -1,5 +1,8 @@
 """Ordinary mistakes in a command line are answered with what to type instead, in one line."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,20 @@ def test_help_shows_no_types(command: str, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     for word in ("<bool>", "<path>", "<list", "<int>", "<float>", "<str>"):
         assert word not in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_shells_get_the_completion_that_the_docs_name(shell: str) -> None:
+    docs = Path(__file__).parents[2] / "docs/questions.md"
+    assert f"source_{shell}" in docs.read_text(encoding="utf-8")
+
+    done = subprocess.run(
+        [Path(sys.executable).with_name("frozenbn")],
+        env={**os.environ, "_FROZENBN_COMPLETE": f"source_{shell}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert "_FROZENBN_COMPLETE" in done.stdout
 
 
 def test_the_version_has_a_short_option(capsys: pytest.CaptureFixture[str]) -> None:
