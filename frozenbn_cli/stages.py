@@ -11,7 +11,7 @@ from types import ModuleType
 
 from frozenbn_cli.importing import import_quietly
 
-__all__ = ["Progress", "Stages", "begin", "import_torch_for", "telling"]
+__all__ = ["Progress", "Stages", "begin", "import_torch_for", "tell", "telling"]
 
 Progress = Callable[[str, int, int], None]
 """Is told the step, how much of it is done (bytes, layers, runs), and the total; 0 if unknown."""
@@ -39,17 +39,22 @@ def begin(step: str, total: int = 0) -> Callable[[int], None]:
     Returns:
         What is told how much more of it is done.
     """
-    progress = _told.get()
     done = 0
 
     def count(more: int) -> None:
         nonlocal done
         done += more
-        if progress is not None:
-            progress(step, done, total)
+        tell(step, done, total)
 
     count(0)
     return count
+
+
+def tell(step: str, done: int, total: int) -> None:
+    """Pass on how far a step has come, as whoever is at work on it says."""
+    progress = _told.get()
+    if progress is not None:
+        progress(step, done, total)
 
 
 def import_torch_for(name: str) -> ModuleType:

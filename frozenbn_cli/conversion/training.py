@@ -8,7 +8,7 @@ from dataclasses import replace
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.conversion.terms import ConvertOptions
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.importing import import_quietly
+from frozenbn_cli.stages import import_torch_for
 from frozenbn_cli.training.edited import (
     EditedCheckpoint,
     FrozenModel,
@@ -52,10 +52,10 @@ def plan_training(
     stored = read_checkpoint(checkpoint)
     built = None
     if options.model is not None:
-        live = import_quietly("frozenbn_cli.live_models.building").build(options.model)
+        live = import_torch_for("frozenbn_cli.live_models.building").build(options.model)
         models = [replace(model, live=live) for model in models]
         if options.optimizer is not None:
-            optimizers = import_quietly("frozenbn_cli.live_models.optimizers")
+            optimizers = import_torch_for("frozenbn_cli.live_models.optimizers")
             built = optimizers.parameter_names(live, options.optimizer)
     chosen = {model.key for model in models}
     return edited_checkpoint(stored, models, _others(checkpoint, chosen), built)

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, cast
 
 from frozenbn_cli import errors
 from frozenbn_cli.errors import FrozenBNError
+from frozenbn_cli.stages import tell
+from frozenbn_cli.wording import printable
 
 __all__ = ["CAN_RUN", "NUMBER", "JobFailed", "prepare", "run_apart"]
 
@@ -39,6 +41,7 @@ _START_SECONDS = 300.0
 _MAX_RESULT_BYTES = 64 << 20
 _MAX_WORDS_BYTES = 16 << 10
 _CHUNK_BYTES = 1 << 16
+_MOST_LETTERS = 80  # Of the name of a step.
 
 
 class JobFailed(Exception):  # noqa: N818  # No error of the user's, nor of ours.
@@ -227,8 +230,24 @@ def _exchange(
                 file = cast(BinaryIO, key.fileobj)
                 if chunk := file.read(_CHUNK_BYTES):
                     read[file] += chunk[: limits[file] - len(read[file])]
+                    if file is result and b"\n" in chunk:
+                        _pass_on(read[file])
                 else:
                     selector.unregister(file)
+
+
+def _pass_on(read: bytearray) -> None:
+    """Tell the steps that a job has told, a line each, and leave what comes after them.
+
+    The code of a file has run where they come from, and may tell anything.
+    """
+    *lines, rest = bytes(read).split(b"\n")
+    read[:] = rest
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            match json.loads(line):
+                case [str(step), int(done), int(total)]:
+                    tell(printable(step[:_MOST_LETTERS]), max(done, 0), max(total, 0))
 
 
 def _drain(words: BinaryIO, read: bytearray) -> None:

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.foreign_code.apart import NUMBER
+from frozenbn_cli.stages import telling
 
 __all__ = ["main"]
 
@@ -103,7 +104,8 @@ def _keep_only(job: int, result: int, words: int) -> None:
 
 def _answer(called: bytes) -> dict[str, Any]:
     try:
-        return {"value": pickle.loads(called)()}  # noqa: S301  # It comes from whoever started us.
+        with telling(_tell):
+            return {"value": pickle.loads(called)()}  # noqa: S301  # It comes from who started us.
     except FrozenBNError as error:
         fields = {name: getattr(error, name) for name in ("what", "expected", "found", "advice")}
         return {"error": type(error).__name__, "where": list(error.where), **fields}
@@ -111,6 +113,12 @@ def _answer(called: bytes) -> dict[str, Any]:
         return {"failure": "it takes more memory than there is"}
     except BaseException as error:  # The code of a file may raise anything.
         return {"failure": f"{type(error).__name__} {error}".strip()[:500]}
+
+
+def _tell(step: str, done: int, total: int) -> None:
+    """Say how far a job has come: a line each, before the result."""
+    with suppress(OSError):
+        os.write(3, json.dumps([step, done, total]).encode() + b"\n")
 
 
 def _die_with_parent(parent_id: int) -> None:

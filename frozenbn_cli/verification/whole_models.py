@@ -42,7 +42,7 @@ def verify_whole_model(
     alone = {item.name: getattr(options, item.name) for item in fields(RunOptions)}
     how = RunOptions(**{**alone, "model": None})
     job = partial(_compare, before, after, names, how, tolerance)
-    begin("running the model, in a process of its own")
+    begin("starting a process that runs the model")
     try:
         return claim_of(apart.run_apart(job, timeout=options.timeout, say=_say))
     except apart.JobFailed as failed:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.stages import begin
 
 
 def add(first: int, second: int) -> int:
@@ -81,3 +82,12 @@ def is_imported(name: str) -> bool:
 
 def folder_for_files() -> str:
     return tempfile.gettempdir()
+
+
+def work_in_steps() -> str:
+    """Tell two steps as this package does, and lines of its own."""
+    count = begin("running the model (1 of 4)", 2)
+    count(1)
+    os.write(3, b'not JSON\n[1, 2, 3]\n["\\u001b[31mforged", -5, 7]\n' + b"[" * 10_000 + b"\n")
+    begin("done")
+    return "result"

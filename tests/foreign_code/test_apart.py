@@ -14,6 +14,7 @@ import pytest
 
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.foreign_code.apart import CAN_RUN, JobFailed, run_apart
+from frozenbn_cli.stages import telling
 from tests.foreign_code import jobs
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="code of files runs in this process here")
@@ -27,6 +28,20 @@ def failure(job: Any, timeout: float = 100) -> str:
 
 def test_returns_what_the_job_returns() -> None:
     assert run_apart(partial(jobs.add, 1, second=2), timeout=100) == 3
+
+
+def test_tells_the_steps_of_a_job_and_nothing_that_is_none() -> None:
+    told: list[tuple[str, int, int]] = []
+
+    with telling(lambda *step: told.append(step)):
+        assert run_apart(jobs.work_in_steps, timeout=100) == "result"
+
+    assert told == [
+        ("running the model (1 of 4)", 0, 2),
+        ("running the model (1 of 4)", 1, 2),
+        ("\\x1b[31mforged", 0, 7),
+        ("done", 0, 0),
+    ]
 
 
 def test_jobs_find_pytorch_imported() -> None:
