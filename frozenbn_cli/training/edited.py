@@ -19,6 +19,7 @@ from frozenbn_cli.training.editing import (
     drop_entries,
     forget_places,
     freeze_module,
+    storage_key,
     storage_keys,
 )
 from frozenbn_cli.training.optimizer_states import find_optimizers
@@ -284,8 +285,7 @@ def _key_of(tensor: Value) -> str:
     reference = bare.arguments[0] if isinstance(bare, Call) and bare.arguments else None
     if not isinstance(reference, PersistentId) or any(reference.value[5:]):
         raise UnsupportedFileError("a running_var that lies within the pickle, or in a view")
-    key: str = reference.value[2]
-    return key
+    return storage_key(reference)
 
 
 def _patch(
@@ -321,9 +321,9 @@ def _check_alone(
         if not (isinstance(value, Call) and is_tensor(value)) or id(value) in patched:
             continue
         reference = value.arguments[0] if value.arguments else None
-        if isinstance(reference, PersistentId) and reference.value[2] in patches:
+        if isinstance(reference, PersistentId) and storage_key(reference) in patches:
             tensor = stored.finder.tensor(value)
-            starts = patches[reference.value[2]]
+            starts = patches[storage_key(reference)]
             item_bytes = tensor.dtype.item_bytes
             first = tensor.offset * item_bytes
             last = (

@@ -18,6 +18,7 @@ __all__ = [
     "forget_places",
     "freeze_module",
     "new_labels",
+    "storage_key",
     "storage_keys",
 ]
 
@@ -65,7 +66,9 @@ def _kept_argument(argument: Value, keeps: Any) -> Value:
         return [
             pair
             for pair in argument
-            if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and not keeps(pair[0]))
+            if not (isinstance(pair, (list, tuple)) and len(pair) == 2)
+            or not isinstance(pair[0], str)
+            or keeps(pair[0])
         ]
     if isinstance(argument, dict):
         return {name: value for name, value in argument.items() if keeps(name)}
@@ -137,7 +140,10 @@ def freeze_module(layer: Call, count: int | None, eps: float) -> None:
     extra += children.keys() - (set(_CHILDREN) if frozen == "FrozenBatchNormAct2d" else set())
     if frozen is None or not isinstance(layer.state, dict) or extra:
         what = f"a {class_name} with {extra[0]}" if extra else f"a {class_name}"
-        raise UnsupportedFileError(f"{what}, which cannot be frozen where it is pickled")
+        raise UnsupportedFileError(
+            f"{what}, which cannot be frozen where it is pickled",
+            advice="Leave it live with --exclude, or write the weights alone with --to torch.",
+        )
     tensors = parameters | buffers
     internal = {
         name: value for name, value in state.items() if name.startswith("_") or name == "training"
@@ -184,6 +190,13 @@ def _origin(
 # Storages
 
 
+def storage_key(reference: PersistentId) -> str:
+    """Return the key of the storage that is referred to; empty if it is none."""
+    value = reference.value
+    is_storage = isinstance(value, tuple) and len(value) >= 5 and value[0] == "storage"
+    return value[2] if is_storage and isinstance(value[2], str) else ""
+
+
 def storage_keys(values: Iterable[Value]) -> set[str]:
     """Return the keys of all storages that values refer to."""
     keys: set[str] = set()
@@ -192,8 +205,8 @@ def storage_keys(values: Iterable[Value]) -> set[str]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, PersistentId):
-            if isinstance(value.value, tuple) and value.value[:1] == ("storage",):
-                keys.add(value.value[2])
+            if key := storage_key(value):
+                keys.add(key)
             continue
         if not isinstance(value, (Call, dict, list, tuple)) or id(value) in seen:
             continue

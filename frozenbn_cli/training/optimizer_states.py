@@ -183,21 +183,21 @@ def _check_beside(others: Mapping[Value, Value]) -> None:
     Raises:
         UnsupportedFileError: It does; where its parameters stand in it is not known.
     """
+    seen: set[int] = set()
     for name, value in others.items():
         waiting = [value]
         while waiting:
             inner = waiting.pop()
+            if isinstance(inner, (str, bytes, int, float, type(None))) or id(inner) in seen:
+                continue
+            seen.add(id(inner))
             numbers = [key for key, _ in items_of(inner) or () if type(key) is int]
             if is_tensor(inner) or numbers:
                 raise UnsupportedFileError(
                     f"has {describe(name)} beside its groups and states, which is not known to "
                     "follow its parameters"
                 )
-            waiting += [child for _, child in _inner(inner)] if not _is_text(inner) else []
-
-
-def _is_text(value: Value) -> bool:
-    return not isinstance(value, (Call, dict, list, tuple))
+            waiting += [child for _, child in _inner(inner)]
 
 
 def _slot(label: int | str, name: str | None, state: Value, finder: TensorFinder) -> Slot:
