@@ -91,9 +91,11 @@ class ConvertOptions(RunOptions):
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name} {value}", expected="a finite number, 0 or more")
         if self.optimizer is not None and self.to != "checkpoint":
-            raise UsageError("an optimizer is given, and no training checkpoint is written")
+            raise UsageError("--optimizer has no effect: only --to checkpoint writes an optimizer")
         if (self.atol or self.rtol) and self.target_eps is None:
-            raise UsageError("a tolerance is given, and without target_eps nothing may differ")
+            raise UsageError(
+                "--atol and --rtol have no effect: nothing differs without --target-eps"
+            )
         checked_dims(self.dims)
 
     def open(self, path: str | Path) -> Checkpoint:

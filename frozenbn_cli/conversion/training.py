@@ -49,6 +49,12 @@ def plan_training(
     _check_alike(models)
     if options.optimizer is not None and options.model is None:
         raise UsageError("--optimizer is given, and no --model whose parameters it takes")
+    for option, prefix in (
+        ("--strip-prefix", options.strip_prefix),
+        ("--add-prefix", options.add_prefix),
+    ):
+        if prefix:
+            raise UsageError(f"{option} has no effect: a training checkpoint keeps its names")
     stored = read_checkpoint(checkpoint)
     built = None
     if options.model is not None:

@@ -149,7 +149,7 @@ def _by_name(
         return Reconciled(optimizer, model.key, places, going, proof)
     raise UsageError(
         f"names parameters that no model in the file has: {listed(list(names))}",
-        advice="Choose the model with --key, or take a prefix off its names with --strip-prefix.",
+        advice="Choose the model with --key.",
     )
 
 

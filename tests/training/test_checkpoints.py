@@ -467,3 +467,33 @@ def test_a_result_that_is_not_right_is_found(
     monkeypatch.setattr(converting, "plan_training", misled)
     with pytest.raises(VerificationError, match="contents"):
         convert(tmp_path / "b.pt", checkpoint)
+
+
+def test_names_that_wrappers_change_stay_in_the_file(tmp_path: Path) -> None:
+    model, own = trained()
+    state = {
+        f"_orig_mod.{name.replace('body.', 'body._orig_mod.')}": value
+        for name, value in model.state_dict().items()
+    }
+
+    loaded, result = convert(tmp_path / "a.pt", {"model": state, "optimizer": own.state_dict()})
+
+    assert list(loaded["model"]) == list(without_counts(state))
+    assert [item.layer.name for item in result.plan.frozen] == ["stem.1", "body.1", "body.4"]
+    assert sorted(result.optimizers[0].places) == AFFINE
+    assert verify_files(tmp_path / "a.pt", result.output_path).verdict == "passed"
+
+
+def test_values_that_hold_themselves_do_no_harm(tmp_path: Path) -> None:
+    model, own = trained()
+    around: list[Any] = [1]
+    around.append(around)
+    state = own.state_dict()
+    state["defaults"] = around
+
+    loaded, _ = convert(
+        tmp_path / "a.pt", {"model": model.state_dict(), "optimizer": state, "self": around}
+    )
+
+    assert loaded["self"][1] is loaded["self"]
+    assert loaded["optimizer"]["defaults"] is loaded["self"]

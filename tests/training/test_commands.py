@@ -76,8 +76,10 @@ def test_takes_the_optimizer_that_a_function_builds(
     assert document["optimizers"][0]["known_by"] == "the optimizer that --optimizer builds"
     assert (alone[0], elsewhere[0], wrong[0]) == (2, 2, 2)
     assert "no --model" in alone[2]
-    assert "no training checkpoint is written" in elsewhere[2]
+    assert "only --to checkpoint writes an optimizer" in elsewhere[2]
     assert "--optimizer a:b" in wrong[2]
+    renamed = run(capsys, checkpoint, *how, "--add-prefix", "net.")
+    assert (renamed[0], "keeps its names" in renamed[2]) == (2, True)
 
 
 def test_a_target_eps_and_what_it_cannot_give(
