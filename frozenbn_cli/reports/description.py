@@ -51,6 +51,7 @@ STATE_TITLES: dict[Command, str] = {
 """The title over what was, or would be, done with each layer."""
 
 OVERVIEW_TITLES: dict[Command, tuple[str, ...]] = {
+    "calibrate": ("File", "Holds", "Layers", "eps", "Result", "Output"),
     "convert": ("File", "Holds", "Frozen", "eps", "Result", "Output"),
     "verify": ("File", "Holds", "Frozen", "eps", "Result", "Compared with"),
     "inspect": ("File", "Holds", "Layers", "eps", "Health", "convert would"),

@@ -403,7 +403,7 @@ def test_images_that_do_not_go_together_are_refused(
     Image.new("L", (9, 8)).save(folder / "b.png")
     assert "a.png has 8x8 pixels, and b.png 8x9" in str(refused(tmp_path, str(folder)))
     three = ImageOptions(mean=(0.1, 0.2, 0.3))
-    assert "--mean has 3 values" in str(refused(tmp_path, str(folder), images=three))
+    assert "mean has 3 values" in str(refused(tmp_path, str(folder), images=three))
     (folder / "b.png").write_bytes(b"no image")
     assert "b.png: cannot be read as an image" in str(refused(tmp_path, str(folder)))
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
@@ -415,10 +415,10 @@ def test_images_that_do_not_go_together_are_refused(
 def test_options_without_an_effect_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", images())
     for data, others, name in (
-        (f"{NET}:batches", {"batch_size": 3}, "--batch-size"),
-        (f"{NET}:batches", {"images": ImageOptions(size=(8, 8))}, "--image-size"),
-        (str(tmp_path / "one.npz"), {"images": ImageOptions(mean=(0.5,))}, "--mean"),
-        ([images()], {"images": ImageOptions(std=(0.5,))}, "--std"),
+        (f"{NET}:batches", {"batch_size": 3}, "batch_size"),
+        (f"{NET}:batches", {"images": ImageOptions(size=(8, 8))}, "image_size"),
+        (str(tmp_path / "one.npz"), {"images": ImageOptions(mean=(0.5,))}, "mean"),
+        ([images()], {"images": ImageOptions(std=(0.5,))}, "std"),
     ):
         assert f"{name} is given, and has an effect on" in str(refused(tmp_path, data, **others))
 
