@@ -190,7 +190,8 @@ def _check_entries(copy: PatchedCopy, part: StateDict, plan: Plan) -> None:
     for item in plan.layers:
         for role, tensor in item.layer.tensors.items():
             if role in (*_STATISTICS, _COUNT):
-                copy.check(part.stored_names.get(item.layer.entry_name(role), role), tensor)
+                name = item.layer.entry_name(role)
+                copy.check(part.stored_names.get(name, name), tensor)
 
 
 def _run(model: nn.Module, before: Plan, options: CalibrateOptions) -> tuple[Calibration, str]:
