@@ -1,0 +1,243 @@
+"""The BatchNorm layers of a program: which nodes are whose, and what they say of them.
+
+A layer is known by the names of its buffers, whatever calls it: a module, `F.batch_norm`, a graph
+in a graph. Names that share their tensors are one layer; of these the program uses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from frozenbn_cli.exported.module_stack import innermost, type_in_stack
+from frozenbn_cli.exported.normalisations import (
+    STATISTICS,
+    Normalisation,
+    find_normalisations,
+    is_instance_norm,
+)
+from frozenbn_cli.exported.program_graph import (
+    Place,
+    ProgramGraph,
+    Reader,
+    Value,
+    argument_of,
+    single_outputs,
+)
+from frozenbn_cli.exported.renewals import Renewals
+
+__all__ = ["AFFINE", "COUNT", "Layer", "Layers", "joined"]
+
+AFFINE = ("weight", "bias")
+COUNT = "num_batches_tracked"
+
+_COUNTING = {f"torch.ops.aten.{name}.Tensor" for name in ("add_", "add")}
+_SPATIAL_DIMS = {2: 1, 3: 1, 4: 2, 5: 3}  # By the number of dimensions with batch and channels.
+
+
+@dataclass(slots=True)
+class Layer:
+    """A BatchNorm layer, under one of its names.
+
+    Attributes:
+        name: Of the module.
+        uses: The nodes that normalise with it.
+        counting: The nodes that do nothing but count its batches.
+        keeps_count: Whether something reads its count of batches, beside what counts.
+        type_name: Its class, where the program tells.
+        eps: That of its uses; None if it has none, or several.
+        momentum: The same.
+        spatial_dims: From the inputs of its uses; None if they differ, or tell nothing.
+        takes_batch: Whether a use takes the statistics of the batch.
+        is_layer: Whether it has running statistics of its own, under the names that they have.
+        live: How it normalises, where it has other ones, or none and no class.
+        shares_with: The layers with which it shares tensors, itself among them.
+    """
+
+    name: str
+    uses: list[Normalisation] = field(default_factory=list)
+    counting: list[Place] = field(default_factory=list)
+    keeps_count: bool = False
+    type_name: str | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    spatial_dims: int | None = None
+    takes_batch: bool = False
+    is_layer: bool = True
+    live: str | None = None
+    shares_with: frozenset[str] = frozenset()
+
+
+def joined(module: str, role: str) -> str:
+    """Return the name of an entry of a module; the outermost one has none."""
+    return f"{module}.{role}" if module else role
+
+
+class Layers:
+    """The BatchNorm layers of a program.
+
+    Attributes:
+        graph: The program.
+        norm_at: Each node that normalises, by its place.
+        renewals: Where new statistics go.
+        by_name: The layers.
+
+    Args:
+        graph: The program.
+        storages: What stands for the storage of each tensor, by name; the same for tensors that
+            share it.
+    """
+
+    def __init__(self, graph: ProgramGraph, storages: Mapping[str, Hashable]) -> None:
+        self.graph = graph
+        self._storages = storages
+        # Every name of a storage, in the file's order.
+        self._names: dict[Hashable, list[str]] = {}
+        for name, storage in storages.items():
+            self._names.setdefault(storage, []).append(name)
+        norms = find_normalisations(graph)
+        self.norm_at = {norm.place: norm for norm in norms}
+        self.renewals = Renewals(graph, norms)
+        self.by_name: dict[str, Layer] = {}
+        for name in storages:
+            module, _, role = name.rpartition(".")
+            if role in STATISTICS and self._has_both(module):
+                self.by_name.setdefault(module, Layer(module))
+        for norm in norms:
+            self._assign(norm)
+        for layer in list(self.by_name.values()):
+            self._describe(layer)
+
+    def tensors(self, layer: Layer) -> Iterator[tuple[str, str]]:
+        """Yield the role and the name of each tensor of a layer, but for its count."""
+        for role in (*STATISTICS, *AFFINE):
+            if (name := joined(layer.name, role)) in self._storages:
+                yield role, name
+
+    def aliases(self, target: str) -> list[str]:
+        """Return every name of what shares its storage with a tensor, its own among them."""
+        storage = self._storages.get(target)
+        return [target] if storage is None else self._names[storage]
+
+    def target(self, value: Value | None) -> str | None:
+        """Return the name of the parameter, buffer or constant that a value is; None if of none."""
+        spec = self.graph.spec(value) if value else None
+        return (spec.target or None) if spec else None
+
+    def takers(self, layer: Layer, roles: tuple[str, ...] = STATISTICS) -> list[Reader]:
+        """Return what reads the statistics of a layer."""
+        names = [self.graph.inputs.get(joined(layer.name, role)) for role in roles]
+        return [reader for name in names if name for reader in self.graph.readers(Value(0, name))]
+
+    # Which nodes are whose
+
+    def _has_both(self, module: str) -> bool:
+        return all(joined(module, role) in self._storages for role in STATISTICS)
+
+    def _assign(self, norm: Normalisation) -> None:
+        """Find the layer of a node: by its statistics, or else by the module that it is of."""
+        mean = self.target(self.renewals.oldest(norm.tensors.get("running_mean")))
+        modules = [
+            alias.rpartition(".")[0]
+            for alias in (self.aliases(mean) if mean else ())
+            if alias.rpartition(".")[2] == "running_mean"
+        ]
+        path, type_name = innermost(self._stack(norm.place))
+        found = [module for module in modules if module in self.by_name]
+        if not found and path in self.by_name:
+            found = [path]
+        for module in found:
+            self.by_name[module].uses.append(norm)
+        if not found and not self._is_instance_norm(norm, type_name):
+            self._add_other(norm, path, type_name)
+
+    def _add_other(self, norm: Normalisation, path: str | None, type_name: str) -> None:
+        """Note what normalises without running statistics of a layer."""
+        name = norm.outputs[0].name if norm.outputs else norm.operator.target
+        if path is not None and path not in self.by_name:
+            name = path
+        mean, variance = (self.target(norm.tensors.get(role)) for role in STATISTICS)
+        live = None
+        if "running_mean" in norm.tensors:
+            live = (
+                f"it normalises by {mean or 'what it computes'} and "
+                f"{variance or 'what it computes'}, which are no buffers of a layer"
+            )
+        elif "BatchNorm" not in type_name:
+            live = "it normalises by the statistics of the batch, and has no running ones"
+        self.by_name[name] = Layer(name, [norm], is_layer=False, live=live)
+
+    def _is_instance_norm(self, norm: Normalisation, type_name: str) -> bool:
+        """Return whether a node is what became of InstanceNorm, which has one image at a time."""
+        name = next((output.name for output in (norm.tensors.get("input"),) if output), "")
+        meta = self.graph.scopes[norm.place.scope].graph["tensor_values"].get(name)
+        sizes = meta["sizes"] if meta else []
+        is_one = bool(sizes) and sizes[0].get("as_int") == 1
+        return "InstanceNorm" in type_name or (is_one and "BatchNorm" not in type_name)
+
+    def _stack(self, place: Place) -> str:
+        stack: str = self.graph.node(place)["metadata"].get("nn_module_stack", "")
+        return stack
+
+    # What they say
+
+    def _describe(self, layer: Layer) -> None:
+        places = [use.place for use in layer.uses]
+        places = places or [reader.place for reader in self.takers(layer) if reader.place]
+        types = (type_in_stack(self._stack(place), layer.name) for place in places)
+        layer.type_name = next((name for name in types if name), None)
+        if layer.type_name is None and not layer.uses:
+            targets = {reader.what for reader in self.takers(layer)}
+            if any(map(is_instance_norm, targets)):
+                layer.type_name = "torch.nn.modules.instancenorm.InstanceNorm"
+        layer.eps = _only({use.eps for use in layer.uses})
+        layer.momentum = _only({use.momentum for use in layer.uses})
+        layer.spatial_dims = _only({_SPATIAL_DIMS.get(use.rank or 0) for use in layer.uses})
+        layer.takes_batch = any(use.takes_batch for use in layer.uses)
+        layer.shares_with = self._shared(layer)
+        if count := self.graph.inputs.get(joined(layer.name, COUNT)):
+            layer.counting, layer.keeps_count = self._counting(count, joined(layer.name, COUNT))
+
+    def _counting(self, count: str, target: str) -> tuple[list[Place], bool]:
+        """Return the nodes that add to a count alone, and whether anything else reads it."""
+        nodes: list[Place] = []
+        waiting, is_read = [Value(0, count)], False
+        while waiting:
+            for reader in self.graph.readers(waiting.pop()):
+                if reader.place is None:
+                    is_read |= reader.writes_to != target
+                elif self._counts(reader):
+                    if reader.place not in nodes:
+                        nodes.append(reader.place)
+                        waiting += single_outputs(self.graph, reader.place)
+                else:
+                    is_read = True
+        written = self.graph.mutated.get(target)
+        is_read |= written is not None and self.graph.maker(written) not in nodes
+        return nodes, is_read
+
+    def _counts(self, reader: Reader) -> bool:
+        if reader.place is None or reader.role != "self" or reader.what not in _COUNTING:
+            return False
+        return bool(argument_of(self.graph.node(reader.place), "other") == {"as_int": 1})
+
+    def _shared(self, layer: Layer) -> frozenset[str]:
+        """Return the layers that a layer shares tensors with, or that those do."""
+        found: set[str] = set()
+        waiting = [layer]
+        while waiting:
+            for role, name in self.tensors(waiting.pop()):
+                for alias in self.aliases(name):
+                    module, _, other = alias.rpartition(".")
+                    if other == role and module in self.by_name and module not in found:
+                        found.add(module)
+                        waiting.append(self.by_name[module])
+        return frozenset(found) if len(found) > 1 else frozenset()
+
+
+_T = TypeVar("_T")
+
+
+def _only(values: set[_T]) -> _T | None:
+    return next(iter(values)) if len(values) == 1 else None
