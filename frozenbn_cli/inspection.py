@@ -175,7 +175,7 @@ def inspect_file(
         )
         with located(str(path)):
             parts = checkpoint.state_dicts if key is None else (checkpoint.state_dict(key),)
-            if model is not None and checkpoint.script:
+            if model is not None and (checkpoint.script or checkpoint.program):
                 raise no_model_wanted()
             record = ConversionRecord.from_metadata(checkpoint.metadata)
             models = [fitted_to(part, model) for part in parts]

@@ -194,7 +194,7 @@ def _foreign(checkpoint: Checkpoint, record: ConversionRecord | None) -> FrozenB
     where = str(checkpoint.path)
     if checkpoint.script is not None:
         return _not_state(where, checkpoint.kind, "torch.jit.load")
-    if "exported" in checkpoint.kind:
+    if checkpoint.program is not None:
         return _not_state(where, checkpoint.kind, "torch.export.load")
     return _not_ours(where) if record is None else None
 

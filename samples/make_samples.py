@@ -2,7 +2,8 @@
 
     python samples/make_samples.py      # about half a minute
 
-It writes samples/digits_backbone.pt, a state dict, and samples/digits_backbone.torchscript.pt.
+It writes samples/digits_backbone.pt, a state dict, and the same model as TorchScript and as an
+exported program.
 
 The same machine and version of PyTorch give the same file, byte for byte.
 """
@@ -33,6 +34,7 @@ else:
 
 __all__ = [
     "BATCH_SIZE",
+    "PROGRAM_PATH",
     "SAMPLE_PATH",
     "SCRIPTED_PATH",
     "Digits",
@@ -45,6 +47,7 @@ __all__ = [
 
 SAMPLE_PATH = Path(__file__).with_name("digits_backbone.pt")
 SCRIPTED_PATH = Path(__file__).with_name("digits_backbone.torchscript.pt")
+PROGRAM_PATH = Path(__file__).with_name("digits_backbone.pt2")
 
 SEED = 0
 EPOCHS = 20
@@ -148,6 +151,15 @@ def save_scripted(model: nn.Module, path: Path) -> None:
         writer.write_directory()
 
 
+def save_program(model: nn.Module, path: Path) -> None:
+    """Save ``model`` as an exported program for any batch, without the folders of its source."""
+    any_batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    program = torch.export.export(model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=any_batch)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)
+
+
 def main() -> None:
     # With one thread, sums are always taken in the same order.
     torch.set_num_threads(1)
@@ -155,8 +167,9 @@ def main() -> None:
     model = train(digits)
     torch.save(model.state_dict(), SAMPLE_PATH)
     save_scripted(model, SCRIPTED_PATH)
+    save_program(model, PROGRAM_PATH)
     print(f"test accuracy {accuracy(model, digits.test_images, digits.test_labels):.2%}")
-    for path in (SAMPLE_PATH, SCRIPTED_PATH):
+    for path in (SAMPLE_PATH, SCRIPTED_PATH, PROGRAM_PATH):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 

@@ -40,6 +40,7 @@ from tests.builders.dask_processes import PATIENT, address_in
 from tests.builders.files import save, small_state
 from tests.builders.models import build
 from tests.builders.processes import HANG_SECONDS, running
+from tests.builders.programs import export, saved
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,14 +108,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save(folder / name, small)
     script(resnet18, folder / "scripted.pt")
+    program = export(resnet18, torch.rand(2, 3, 64, 64), any_batch=True)
+    (folder / "model.pt2").write_bytes(saved(program))
     quick = ["--no-verify", "--quiet"]
     for source, output in (
         ("model.pth", "model.frozen.safetensors"),
         ("model.pth", "backbone.safetensors"),
         ("lightning.ckpt", "lightning.frozen.safetensors"),
         ("scripted.pt", "scripted.frozen.pt"),
+        ("model.pt2", "model.frozen.pt2"),
     ):
-        given = [] if source == "scripted.pt" else ["--eps", "1e-5"]
+        given = [] if source in ("scripted.pt", "model.pt2") else ["--eps", "1e-5"]
         arguments = [str(folder / source), *given, *quick, "-o", str(folder / output)]
         assert run(["convert", *arguments]) == 0
     _data_to_calibrate_with(folder)

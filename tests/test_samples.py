@@ -13,17 +13,21 @@ from frozenbn_cli import convert_bn_to_frozen
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from samples.backbone import Backbone
 from samples.make_samples import (
+    PROGRAM_PATH,
     SAMPLE_PATH,
     SCRIPTED_PATH,
     Digits,
     accuracy,
     batches,
     read_digits,
+    save_program,
     save_scripted,
     train_epoch,
 )
 from tests.builders.archives import assert_freezes, load, records
 from tests.builders.models import assert_same_bits
+from tests.builders.programs import convert, outputs
+from tests.builders.programs import load as load_program
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-@pytest.mark.parametrize("path", [SAMPLE_PATH, SCRIPTED_PATH])
+@pytest.mark.parametrize("path", [SAMPLE_PATH, SCRIPTED_PATH, PROGRAM_PATH])
 def test_committed_sample_is_small(path: Path):
     assert path.stat().st_size < 1_500_000
 
@@ -71,6 +75,27 @@ def test_committed_archive_is_frozen(tmp_path: Path, digits: Digits):
     path = shutil.copy(SCRIPTED_PATH, tmp_path / "a.pt")
 
     assert_freezes(path, digits.test_images[:2])
+
+
+def test_committed_program_is_the_sample_and_is_frozen(
+    tmp_path: Path, digits: Digits, trained: Backbone
+):
+    assert b"site-packages" not in PROGRAM_PATH.read_bytes()
+
+    result = convert(Path(shutil.copy(PROGRAM_PATH, tmp_path)))
+
+    assert len(result.plan.frozen) == 23
+    images, expected = digits.test_images, logits(trained, digits.test_images)
+    for path in (PROGRAM_PATH, result.output_path):
+        assert torch.equal(outputs(load_program(path), images), expected)
+
+
+def test_a_sample_is_exported_again(tmp_path: Path, trained: Backbone, digits: Digits):
+    save_program(trained, tmp_path / "again.pt2")
+
+    images = digits.test_images[:2]
+    again = outputs(load_program(tmp_path / "again.pt2"), images)
+    assert torch.equal(again, logits(trained, images))
 
 
 def test_a_sample_is_scripted_again(tmp_path: Path, trained: Backbone, digits: Digits):

@@ -72,6 +72,8 @@ class BatchNorm:
         recognised: What the architecture says of it whose layers these are; None where none is
             recognised, or none was looked for.
         oddity: Why it is no plain BatchNorm, though it has running statistics; None if it is one.
+        frozen_before: The eps with which frozenbn froze it, where the file shows that it is live
+            again; None for all others.
     """
 
     name: str
@@ -88,6 +90,7 @@ class BatchNorm:
     recognised: RecognisedLayer | None = None
     dims_given: bool = False
     oddity: str | None = None
+    frozen_before: Eps | None = None
 
     @property
     def takes_any_dims(self) -> bool:
@@ -154,7 +157,8 @@ def find_batch_norms(
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []
     for name, tensors in groups.items():
-        facts = facts_of[name]
+        facts, before = facts_of[name], frozen.get(name)
+        recorded = None if facts.is_certain else before
         # Code that uses several says more than a name.
         recognised = None if facts.eps_is_unsettled else known.get(name)
         dims, source = facts.spatial_dims or _dims_of_class(facts.type_name), facts.dims_source
@@ -168,16 +172,17 @@ def find_batch_norms(
                 name,
                 tensors,
                 channels_of[name],
-                frozen.get(name) or _eps(facts, eps, recognised),
+                recorded or _eps(facts, eps, recognised),
                 dims,
                 source,
                 _momentum(facts, recognised),
                 _count(tensors.get("num_batches_tracked")),
                 facts.type_name,
-                facts.frozen or name in frozen,
+                facts.frozen or recorded is not None,
                 facts,
                 recognised,
                 oddity=_unread(name, state_dict.unsupported) or _oddity(name, tensors, entries),
+                frozen_before=before if facts.is_certain and not facts.frozen else None,
             )
         )
     return _like_their_siblings(layers)

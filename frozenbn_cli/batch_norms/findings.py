@@ -57,6 +57,8 @@ class Finding:
 LABELS = {
     "no_statistics": "no running statistics",
     "traced_in_training": "traced in training mode",
+    "exported_in_training": "exported in training mode",
+    "revived": "live again",
     "incomplete": "incomplete",
     "not_floating": "not floating point",
     "lengths_differ": "lengths differ",
@@ -81,6 +83,8 @@ LABELS = {
 
 ADVICE = {
     "traced_in_training": "Call eval() on the model before tracing it.",
+    "exported_in_training": "Its outputs change where they depended on the batch, as in eval.",
+    "revived": "Freeze last, when nothing switches modes any more.",
     "incomplete": "The file lost entries; save the state dict again.",
     "not_floating": "The file was converted to another dtype; start from the original.",
     "lengths_differ": "The file mixes entries of different models; save the state dict again.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -191,7 +191,7 @@ def make_plan(
         selected = reason is None
         if selected and (unfit := [item for item in findings if item.code in STRUCTURAL]):
             reason = f"cannot be frozen: {unfit[0].message}"
-        findings += (*_on_dimensions(layer, dims), *_on_class(layer))
+        findings += (*_on_dimensions(layer, dims), *_on_class(layer), *_on_mode(layer, reason))
         action: Literal["freeze", "leave"] = "leave" if reason else "freeze"
         deselected = unselected is not None
         plans.append(LayerPlan(layer, action, reason, findings, selected, deselected))
@@ -309,6 +309,19 @@ def _on_dimensions(layer: BatchNorm, dims: Collection[int] | None) -> tuple[Find
         return (_DIMS_ASSUMED,) if 2 in meant else ()
     # A choice that leaves it out is no news.
     return () if layer.spatial_dims in meant or dims is not None else (_STAYS_LIVE,)
+
+
+def _on_mode(layer: BatchNorm, reason: str | None) -> Iterator[Finding]:
+    """Yield what there is to say of a program that was exported in training mode, or put in it."""
+    if layer.facts.exported_in_training and reason is None:
+        said = "took batch statistics, takes running ones once frozen"
+        yield Finding("exported_in_training", "warning", said)
+    ours = (layer.type_name or "").startswith("frozenbn_cli.nn.Frozen")
+    if layer.frozen_before or (ours and layer.facts.is_certain and not layer.frozen_already):
+        said = "was frozen, and something has made it live again"
+        if (before := layer.frozen_before) and before.value != layer.eps.value:
+            said += f", with eps {layer.eps.value!r} instead of {before.value!r}"
+        yield Finding("revived", "warning", said)
 
 
 def _on_class(layer: BatchNorm) -> tuple[Finding, ...]:

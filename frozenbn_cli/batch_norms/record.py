@@ -172,6 +172,8 @@ class ConversionRecord:
         """Return what it says of the layers of a state dict, with their names in the file."""
         if self.state_dicts:
             return self.state_dicts.get(key, FrozenLayers())
+        if key and (self.options or {}).get("key") not in (None, key):
+            return FrozenLayers()  # Of another program in the archive.
         return FrozenLayers(self.layers, self.dims_of, self.rewritten)
 
     def of(self, part: StateDict) -> ConversionRecord:

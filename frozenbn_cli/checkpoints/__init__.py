@@ -13,6 +13,7 @@ from frozenbn_cli.checkpoints.checkpoint import (
     StateDict,
     names_statistics,
 )
+from frozenbn_cli.checkpoints.exported_programs import open_exported_program
 from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness, unpacking
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
@@ -22,7 +23,9 @@ from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.legacy_stream import has_legacy_magic
 from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
 from frozenbn_cli.containers.source import ByteSource
+from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import InputError, UnsupportedFileError, UsageError, located
+from frozenbn_cli.exported.program_archive import is_program_archive
 from frozenbn_cli.wording import is_it
 
 __all__ = [
@@ -68,7 +71,7 @@ def open_checkpoint(
         with located(str(path)):
             naming = Naming(keep_prefix, strip_prefix, add_prefix)
             checkpoint = _open(source, naming)
-            if checkpoint.script and (strip_prefix or add_prefix):
+            if (checkpoint.script or checkpoint.program) and (strip_prefix or add_prefix):
                 raise UsageError("names are to change, and those of an archive are in its code")
             if checkpoint.state_dicts:
                 naming.check(checkpoint.state_dicts)
@@ -103,7 +106,10 @@ def _open(source: ByteSource, naming: Naming) -> Checkpoint:
 def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.startswith(b"PK\3\4"):
-        return open_zip(source, naming=naming)
+        archive = ZipArchive(source)
+        if is_program_archive(archive):
+            return open_exported_program(source, archive)
+        return open_zip(source, archive, naming=naming)
     if has_legacy_magic(head):
         return open_legacy(source, naming=naming)
     if looks_like_safetensors(head, source.size_bytes):

@@ -12,6 +12,7 @@ from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
+from frozenbn_cli.exported.program_archive import ProgramArchive
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.wording import is_it
 
@@ -47,6 +48,10 @@ class LayerFacts:
         dims_source: What shows that, where the layer's own code and class do not.
         takes_any_dims: Whether it takes inputs of any dimensions, as SyncBatchNorm does.
         eps_is_recognised: Whether eps is that of a model which nobody named.
+        exported_in_training: Whether the program takes batch statistics, since it was exported in
+            training mode, and takes the running ones once the layer is frozen.
+        is_certain: Whether the file shows by itself which layers are frozen, so that its record
+            need not be believed.
         shares_with: The layers that it shares tensors with, where they stay shared in the output;
             its own name may be among them.
     """
@@ -67,6 +72,8 @@ class LayerFacts:
     shares_with: frozenset[str] = frozenset()
     takes_any_dims: bool = False
     eps_is_recognised: bool = False
+    exported_in_training: bool = False
+    is_certain: bool = False
 
     @property
     def states_eps(self) -> bool:
@@ -161,6 +168,7 @@ class Checkpoint:
         archive: The file as an archive, if it is one.
         shards: The archives among the files that an index lists.
         script: Its object tree and code, if it is a TorchScript archive.
+        program: Its exported programs, if it is an archive of these.
         foreign_names: What unpickling the file would import that a model has no need of, with
             whether it would also be called.
         advice: What can be done with a kind that holds no state dict.
@@ -176,6 +184,7 @@ class Checkpoint:
     archive: ZipArchive | None = None
     shards: tuple[ZipArchive, ...] = ()
     script: ScriptArchive | None = None
+    program: ProgramArchive | None = None
     foreign_names: Mapping[str, bool] = field(default_factory=dict)
     advice: str = ""
 

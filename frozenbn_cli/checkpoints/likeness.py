@@ -8,7 +8,7 @@ from contextlib import suppress
 
 __all__ = ["DCP_COMMAND", "MODEL_SUFFIXES", "likeness", "unpacking"]
 
-MODEL_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
+MODEL_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors", ".pt2")
 """How the names of files end that are taken for model files in a folder."""
 
 DCP_COMMAND = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"

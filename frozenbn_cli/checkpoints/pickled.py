@@ -34,14 +34,13 @@ __all__ = [
 _NO_METADATA: Mapping[str, str] = {}
 
 
-def open_zip(source: ByteSource, *, naming: Naming) -> Checkpoint:
-    """Open a ZIP archive that PyTorch wrote.
+def open_zip(source: ByteSource, archive: ZipArchive, *, naming: Naming) -> Checkpoint:
+    """Open a ZIP archive that `torch.save` or `torch.jit.save` wrote.
 
     Raises:
         DamagedFileError: The archive contradicts itself; says where.
         UnsupportedFileError: The archive holds something else than a model.
     """
-    archive = ZipArchive(source)
     names = {name.partition("/")[2] for name in archive.records}
     if "constants.pkl" in names and "bytecode.pkl" not in names:
         return open_torchscript(source, archive)
@@ -236,9 +235,6 @@ def _other_kind(archive: ZipArchive, names: set[str]) -> tuple[str, str] | None:
             f"Unpack it (unzip {shlex.quote(archive.source.path.name)}); the model is one of its "
             "files.",
         )
-    exported = {"archive_format", "serialized_exported_program.json"}
-    if exported & names or exported & archive.records.keys():
-        return "exported program (torch.export)", "Freeze the model and export it again."
     return None
 
 

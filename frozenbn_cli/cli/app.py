@@ -165,9 +165,9 @@ def convert(
 
     The result is verified before it gets its name. The input is never changed,
     and no pickled code in it is executed unless it is trusted. A TorchScript
-    archive is rewritten as it lies in the file; to verify the result, it is then
-    run. Of many files, one that fails does not stop the others; the exit code is
-    that of the worst.
+    archive or an exported program is rewritten as it lies in the file; to verify
+    the result, the archive is then run. Of many files, one that fails does not
+    stop the others; the exit code is that of the worst.
     """
     sink = reporting.sink(context.obj, [*checkpoints, output.output], force=output.force)
     how = import_quietly("frozenbn_cli.conversion.convert").ConvertOptions(

@@ -7,13 +7,14 @@ structures are named in ``zip_archive.py``. The alignment lets `torch.load` map 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from zlib_ng.zlib_ng import crc32
 
+from frozenbn_cli.containers.source import BytesExtent, Extent, chunks
 from frozenbn_cli.containers.zip_archive import (
     END,
     END64,
@@ -22,7 +23,7 @@ from frozenbn_cli.containers.zip_archive import (
     LOCAL,
 )
 
-__all__ = ["ZipWriter"]
+__all__ = ["ZipWriter", "archive_chunks"]
 
 _ALIGNMENT = 64
 _LIMIT = 0xFFFFFFFF
@@ -62,19 +63,14 @@ class ZipWriter:
             crc32: The checksum of all that follows, where somebody else sees to it that it is
                 right; 0 has it computed.
         """
-        encoded = name.encode()
-        header_start = self._file.tell()
-        extra = _sizes64(size_bytes, size_bytes) if size_bytes >= _LIMIT else b""
-        data_start = header_start + LOCAL.size + len(encoded) + len(extra)
-        extra += _padding(data_start)
-        written = _Written(encoded, header_start, size_bytes)
-        self._file.write(_local_header(written, extra) + encoded + extra)
+        written = _Written(name.encode(), self._file.tell(), size_bytes)
+        self._file.write(_header(written))
         self._stated_crc32, self._crc32 = crc32, 0
         yield
         written.crc32 = crc32 or self._crc32
         end = self._file.tell()
-        self._file.seek(header_start)
-        self._file.write(_local_header(written, extra))
+        self._file.seek(written.header_start)
+        self._file.write(_header(written))
         self._file.seek(end)
         self._records.append(written)
 
@@ -92,33 +88,58 @@ class ZipWriter:
     def write_directory(self) -> None:
         """Write the directory; more records may follow in its place."""
         start = self._file.tell()
-        for record in self._records:
-            self._file.write(_entry(record))
-        size = self._file.tell() - start
-        count = len(self._records)
-        if count >= 0xFFFF or max(start, size) >= _LIMIT:
-            end64_start = self._file.tell()
-            self._file.write(
-                END64.pack(
-                    b"PK\6\6",
-                    END64.size - 12,
-                    _VERSION_64,
-                    _VERSION_64,
-                    0,
-                    0,
-                    count,
-                    count,
-                    size,
-                    start,
-                )
-                + END64_LOCATOR.pack(b"PK\6\7", 0, end64_start, 1)
-            )
-        shown = min(count, 0xFFFF)
-        self._file.write(
-            END.pack(b"PK\5\6", 0, 0, shown, shown, min(size, _LIMIT), min(start, _LIMIT), 0)
-        )
+        self._file.write(_directory(self._records, start))
         self._file.truncate()
         self._file.seek(start)
+
+
+def archive_chunks(records: Mapping[str, bytes | Extent]) -> tuple[int, Iterator[bytes]]:
+    """Return the size of an archive of these records, and its bytes from the first to the last.
+
+    So it can be a record of another archive. The checksums that extents state are taken from them.
+    """
+    parts: list[tuple[bytes, Extent]] = []
+    written: list[_Written] = []
+    position = 0
+    for name, content in records.items():
+        extent = BytesExtent(content) if isinstance(content, bytes) else content
+        checksum = crc32(content) if isinstance(content, bytes) else extent.crc32
+        record = _Written(name.encode(), position, extent.size_bytes, checksum)
+        header = _header(record)
+        parts.append((header, extent))
+        written.append(record)
+        position += len(header) + extent.size_bytes
+    directory = _directory(written, position)
+
+    def produce() -> Iterator[bytes]:
+        for header, extent in parts:
+            yield header
+            yield from chunks(extent)
+        yield directory
+
+    return position + len(directory), produce()
+
+
+def _header(record: _Written) -> bytes:
+    """Return all that stands in front of a record's bytes."""
+    size_bytes = record.size_bytes
+    extra = _sizes64(size_bytes, size_bytes) if size_bytes >= _LIMIT else b""
+    extra += _padding(record.header_start + LOCAL.size + len(record.name) + len(extra))
+    return _local_header(record, extra) + record.name + extra
+
+
+def _directory(records: Sequence[_Written], start: int) -> bytes:
+    """Return all that stands behind the records, the directory and its end."""
+    entries = b"".join(map(_entry, records))
+    count, size = len(records), len(entries)
+    end64 = b""
+    if count >= 0xFFFF or max(start, size) >= _LIMIT:
+        stated = (_VERSION_64, _VERSION_64, 0, 0, count, count, size, start)
+        end64 = END64.pack(b"PK\6\6", END64.size - 12, *stated)
+        end64 += END64_LOCATOR.pack(b"PK\6\7", 0, start + size, 1)
+    shown = min(count, 0xFFFF)
+    end = END.pack(b"PK\5\6", 0, 0, shown, shown, min(size, _LIMIT), min(start, _LIMIT), 0)
+    return entries + end64 + end
 
 
 def _local_header(record: _Written, extra: bytes) -> bytes:

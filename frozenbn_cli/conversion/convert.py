@@ -15,8 +15,10 @@ from frozenbn_cli.batch_norms.record import ConversionRecord, RecordedClaim
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
+from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.conversion.recording import frozen_layers, recorded_models
@@ -34,13 +36,15 @@ from frozenbn_cli.outputs import (
     CheckpointOutput,
     Output,
     OutputFormat,
-    TorchScriptOutput,
+    Rewritable,
+    RewrittenOutput,
     check_name,
     default_output,
     format_of,
+    own_format,
+    rewritable,
 )
 from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
-from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
@@ -55,6 +59,10 @@ __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
 _WITH_OWN_EPS = ("torchscript", "pt2")
+_MADE = {
+    "torchscript": "a TorchScript archive, or a model",
+    "pt2": "an exported program",
+}
 _SKIPPED = "skipped by --no-verify"
 
 
@@ -75,7 +83,7 @@ def convert_file(
     Args:
         path: The checkpoint.
         output: Where the result belongs, in a name that fits the format; beside the input as
-            ``NAME.frozen.safetensors`` or ``NAME.frozen.pt`` if None.
+            ``NAME.frozen.safetensors``, ``NAME.frozen.pt`` or ``NAME.frozen.pt2`` if None.
         output_dir: The folder for that name instead of the input's; made if it is not there.
         options: How to convert.
         progress: Is told how far the work has come.
@@ -130,13 +138,14 @@ class _Conversion:
         self._retargeting: Retargeting | None = None
         self._models: tuple[FrozenModel, ...] = ()
         self._edited: EditedCheckpoint | None = None
+        self._archive: Rewritable | None = None
         self._made: Made | None = None
 
     def run(self) -> ConversionResult:
         with self._stages.timed("plan"), located(self._place):
             parts = self._parts()
             if self._is_alone:  # Among several files, an option may have an effect on another.
-                is_made = FORMATS[self._to].is_program and not self._checkpoint.script
+                is_made = FORMATS[self._to].is_program and own_format(self._checkpoint) is None
                 not_run = "" if self._options.verify or is_made else NOTHING_IS_RUN
                 check_used(self._options, (self._checkpoint, parts[0]), not_run=not_run)
             self._models = tuple(map(self._planned, parts))
@@ -165,8 +174,8 @@ class _Conversion:
             others={model.key: model.plan for model in self._models if model is not main},
             optimizers=self._edited.optimizers if self._edited else (),
             is_taken=self._output.is_taken,
-            model="" if self._checkpoint.script else name_of_model(self._options.model),
             builder=getattr(self._options.model, "python", ("", "")),
+            model="" if own_format(self._checkpoint) else name_of_model(self._options.model),
             summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
         )
@@ -204,8 +213,7 @@ class _Conversion:
         """Return a state dict with what becomes of its layers."""
         part = self._described(part)
         plan, retargeting = self._plan(part), None
-        if self._to == "torchscript":
-            plan = self._plan_torchscript(part, plan)
+        plan = self._plan_archive(part, plan)
         if self._options.target_eps is not None:
             plan, retargeting = self._plan_retargeted(plan, self._options.target_eps)
         return FrozenModel(part, plan, retargeting)
@@ -214,10 +222,11 @@ class _Conversion:
         """Return the state dict with what the model says of its layers, if there is one."""
         if self._options.model is None:
             return part
-        if self._checkpoint.script and self._to == "torchscript":
+        own = own_format(self._checkpoint)
+        if own == self._to:
             raise no_model_wanted()
         self._options = replace(self._options, model=fitted_to(part, self._options.model))
-        if self._checkpoint.script:
+        if own:
             return part
         live_models = import_torch_for("frozenbn_cli.live_models.describing")
         described, _ = live_models.described_by(
@@ -247,22 +256,31 @@ class _Conversion:
             )
         return retargeted(plan, target)
 
-    def _plan_torchscript(self, part: StateDict, plan: Plan) -> Plan:
-        if self._checkpoint.script:
-            return self._rewrite(self._checkpoint.script, plan)
-        if self._options.model is None and not (part.is_module and self._options.trust):
-            trust = "--trust, or " if part.is_module else ""
-            raise UsageError(
-                "--to torchscript",
-                expected="a TorchScript archive, or a model",
-                found=self._checkpoint.kind,
-                advice=f"Pass {trust}--model package.module:callable.",
-            )
+    def _plan_archive(self, part: StateDict, plan: Plan) -> Plan:
+        """Return the plan with what an output takes that is an archive of code or graphs.
+
+        Raises:
+            UsageError: There is neither such an archive nor a model to make one of.
+        """
+        if self._to == own_format(self._checkpoint):
+            return self._rewrite(part, plan)
+        if self._to not in _MADE:
+            return plan
+        may_be_trusted = part.is_module and not self._checkpoint.program
+        is_trusted = may_be_trusted and self._options.trust
+        if self._to == "pt2" or (self._options.model is None and not is_trusted):
+            trust = "--trust, or " if may_be_trusted else ""
+            how = f"Pass {trust}--model package.module:callable." if self._to != "pt2" else ""
+            found = self._checkpoint.kind
+            raise UsageError(f"--to {self._to}", expected=_MADE[self._to], found=found, advice=how)
         return plan
 
-    def _rewrite(self, script: ScriptArchive, plan: Plan) -> Plan:
+    def _rewrite(self, part: StateDict, plan: Plan) -> Plan:
         """Find out how the archive changes; return the plan with what that takes."""
-        self._rewriting = rewrite(script, {item.layer.name for item in plan.frozen})
+        self._archive = rewritable(self._checkpoint, part)
+        if self._archive is None or not plan.frozen:
+            return plan
+        self._rewriting = self._archive.rewrite({item.layer.name for item in plan.frozen})
         kept = {f"{name}.num_batches_tracked" for name in self._rewriting.kept_counts}
         return replace(plan, edits=tuple(edit for edit in plan.edits if edit.entry not in kept))
 
@@ -286,7 +304,9 @@ class _Conversion:
         )
         with output.writing():
             writer.finish(record)
-        check_record(output.path, None if self._edited else kept.keys() | self._added, record)
+        names = None if self._edited else kept.keys() | self._added
+        key = part.key if own_format(self._checkpoint) == self._to else None
+        check_record(output.path, names, record, key)
         self._checkpoint.check_unchanged()
         sha256 = self._hashed(output) if self._options.hash_output else None
         begin("syncing")
@@ -338,18 +358,18 @@ class _Conversion:
         longest: ConversionRecord,
     ) -> Iterator[Output]:
         """Begin the output; what it is made of is there until its tensors are written."""
-        script = self._checkpoint.script
         if self._edited:
             yield CheckpointOutput(file, self._edited, longest)
-        elif self._rewriting and script:
-            yield TorchScriptOutput(file, script, self._rewriting)
+        elif self._rewriting and (own := self._archive):
+            yield RewrittenOutput(file, own.archive, self._rewriting, own.record_path)
         elif self._to == "torchscript":
             room_bytes = _ROOM_BYTES + sum(entry.size_bytes for entry in kept.values())
             with (
                 temporary_folder(room_bytes) as folder,
-                self._archive(folder, part, longest) as made,
+                self._made_archive(folder, part, longest) as made,
             ):
-                yield TorchScriptOutput(file, made, Rewriting({}, frozenset(), frozenset()))
+                path = record_path(made.root)
+                yield RewrittenOutput(file, made.archive, Rewriting(), path)
         else:
             # A BatchNorm2d adds its count to what has no version; below version 3, old layers of
             # detectron2 subtract eps from the variance.
@@ -367,7 +387,7 @@ class _Conversion:
             )
 
     @contextmanager
-    def _archive(
+    def _made_archive(
         self, folder: str, part: StateDict, record: ConversionRecord
     ) -> Iterator[ScriptArchive]:
         """Make an archive of the live model, with the layers of a record frozen."""

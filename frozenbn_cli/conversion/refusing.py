@@ -102,14 +102,16 @@ def refuse_claims(result: ConversionResult) -> None:
             raise error
 
 
-def check_record(path: Path, names: Set[str] | None, record: ConversionRecord) -> None:
-    """Read back what was written last; ``names`` are those of the one state dict.
+def check_record(
+    path: Path, names: Set[str] | None, record: ConversionRecord, key: str | None = None
+) -> None:
+    """Read back what was written last; ``names`` are those of the one state dict, or that at a key.
 
     Raises:
         VerificationError: It is not what it has to be.
     """
     with open_checkpoint(path, keep_prefix=True) as written:
         if ConversionRecord.from_metadata(written.metadata) != record or (
-            names is not None and written.entries.keys() != names
+            names is not None and written.state_dict(key).entries.keys() != names
         ):
             raise VerificationError("the record was not written as it has to be")

@@ -29,8 +29,8 @@ class ConvertOptions(RunOptions):
     """How to convert.
 
     Attributes:
-        to: The format of the output; None for what its name says, else TorchScript where the input
-            is, else safetensors.
+        to: The format of the output; None for what its name says, else that of the input where it
+            is an archive of code or graphs, else safetensors.
         key: Which state dict of a file that holds several, such as ``model_ema``.
         keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
         strip_prefix: Taken off the names that begin with it.

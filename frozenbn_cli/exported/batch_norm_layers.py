@@ -115,6 +115,10 @@ class Layers:
             if (name := joined(layer.name, role)) in self._storages:
                 yield role, name
 
+    def has(self, name: str) -> bool:
+        """Return whether the program has a tensor of this name, used or not."""
+        return name in self._storages
+
     def aliases(self, target: str) -> list[str]:
         """Return every name of what shares its storage with a tensor, its own among them."""
         storage = self._storages.get(target)

@@ -25,7 +25,7 @@ def is_frozen(layers: Layers, layer: Layer) -> bool:
     graph = layers.graph
     names = [alias for _, name in layers.tensors(layer) for alias in layers.aliases(name)]
     specs = [graph.specs[graph.inputs[name]] for name in names if name in graph.inputs]
-    count = graph.inputs.get(joined(layer.name, COUNT))
+    has_count = layers.has(joined(layer.name, COUNT))
     takers = layers.takers(layer)
     return (
         bool(takers)
@@ -34,7 +34,7 @@ def is_frozen(layers: Layers, layer: Layer) -> bool:
         and not any(name in graph.mutated for name in names)
         and not any(_writer(layers, taker) for taker in takers)
         and all(spec.kind != "parameter" for spec in specs)
-        and (count is None or layer.keeps_count)
+        and (layer.keeps_count or not has_count)
     )
 
 

@@ -32,6 +32,8 @@ def check_program(document: dict[str, Any]) -> None:
             for index, spec in enumerate(_field(signature, kind, list)):
                 with located(f"{kind}[{index:,}]"):
                     _check_spec(_union(spec))
+        if len(signature["input_specs"]) != len(module["graph"]["inputs"]):
+            raise DamagedFileError("input_specs, one for each input of the graph")
         for index, entry in enumerate(_field(module, "module_call_graph", list)):
             with located(f"module_call_graph[{index:,}]"):
                 _check_call(_be(entry, dict, "an entry"))

@@ -43,7 +43,8 @@ class RunOptions:
 
     def runs_code_of(self, checkpoint: Checkpoint, part: StateDict) -> bool:
         """Return whether verifying a state dict of a file runs code that is in the file."""
-        is_trusted = part.is_module and self.trust and self.model is None
+        is_pickle = part.is_module and checkpoint.program is None
+        is_trusted = is_pickle and self.trust and self.model is None
         return checkpoint.script is not None or is_trusted
 
     def __post_init__(self) -> None:

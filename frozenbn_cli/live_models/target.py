@@ -189,7 +189,8 @@ def _module_of_file(path: Path) -> ModuleType:
 def no_model_wanted() -> UsageError:
     """Return the error for a model beside archives alone, which say themselves what they are."""
     return UsageError(
-        "a model is given, and a TorchScript archive holds its own", advice="Leave --model out."
+        "a model is given, and an archive of code or a graph holds its own",
+        advice="Leave --model out.",
     )
 
 

@@ -46,7 +46,8 @@ def _check(chosen: dict[str, bool], reason: str) -> None:
 
 def _why_not_run(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> str:
     """Return why a file and what the user says of it give no model to run; empty if they do."""
-    if checkpoint.script or options.model is not None or (part.is_module and options.trust):
+    is_run = checkpoint.script or checkpoint.program or options.model is not None
+    if is_run or (part.is_module and options.trust):
         return ""
     if part.is_module:
         return "a pickled module is run with --trust or --model alone"

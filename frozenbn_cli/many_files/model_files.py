@@ -132,7 +132,7 @@ def find_checkpoints(paths: Iterable[Path], *, recursive: bool = False) -> list[
 
 
 def possible_outputs(file: ModelFile, to: OutputFormat | None) -> list[Path]:
-    """Return where the output of a file may be; two where its content decides on the format."""
+    """Return where the output of a file may be; several where its content decides on the format."""
     formats = [to] if to else BY_KIND
     return [file.output_dir / default_output(file.path, one).name for one in formats]
 

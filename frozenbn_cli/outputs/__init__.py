@@ -12,11 +12,13 @@ from frozenbn_cli.outputs.formats import (
     check_name,
     default_output,
     format_of,
+    own_format,
 )
 from frozenbn_cli.outputs.output import Output
+from frozenbn_cli.outputs.rewritable import Rewritable, rewritable
+from frozenbn_cli.outputs.rewritten import RewrittenOutput
 from frozenbn_cli.outputs.safetensors import SafetensorsOutput
 from frozenbn_cli.outputs.torch import TorchOutput
-from frozenbn_cli.outputs.torchscript import TorchScriptOutput
 
 __all__ = [
     "BY_KIND",
@@ -25,16 +27,20 @@ __all__ = [
     "CheckpointOutput",
     "Output",
     "OutputFormat",
-    "TorchScriptOutput",
+    "Rewritable",
+    "RewrittenOutput",
     "check_name",
     "default_output",
     "format_of",
+    "own_format",
+    "rewritable",
 ]
 
 OUTPUTS: Mapping[OutputFormat, Callable[..., Output]] = {
     "safetensors": SafetensorsOutput,
     "torch": TorchOutput,
-    "torchscript": TorchScriptOutput,
+    "torchscript": RewrittenOutput,
+    "pt2": RewrittenOutput,
     "checkpoint": CheckpointOutput,
 }
 """How to begin an output of each format."""

@@ -22,9 +22,10 @@ __all__ = [
     "check_name",
     "default_output",
     "format_of",
+    "own_format",
 ]
 
-OutputFormat = Literal["safetensors", "torch", "torchscript", "checkpoint"]
+OutputFormat = Literal["safetensors", "torch", "torchscript", "pt2", "checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,16 @@ FORMATS: Mapping[OutputFormat, FormatFacts] = {
         "the training checkpoint as it was, its optimizer made to fit",
         (".pt", ".pth", ".bin", ".ckpt", ".tar"),
     ),
+    "pt2": FormatFacts("a program for torch.export.load", (".pt2",), is_program=True),
 }
 """Of formats that may have the same name, the first is written where the input decides nothing."""
 
-BY_KIND: tuple[OutputFormat, ...] = ("safetensors", "torchscript")
+BY_KIND: tuple[OutputFormat, ...] = ("safetensors", "torchscript", "pt2")
 """What inputs may become where nobody says what."""
 
 _INPUT_SUFFIXES = {
     ".pt", ".pth", ".bin", ".ckpt", ".tar", ".ts", ".torchscript", ".jit", ".pkl", ".model",
-    ".safetensors", ".weights", ".index", ".json",
+    ".safetensors", ".weights", ".index", ".json", ".pt2",
 }  # fmt: skip
 
 
@@ -98,9 +100,16 @@ def format_of(
         to: The format that is asked for; None if the name says it.
         output: The name that is asked for, which `check_name` has accepted.
     """
-    usual: OutputFormat = "torchscript" if checkpoint.script else "safetensors"
+    usual = own_format(checkpoint) or "safetensors"
     named = _named(output)
     return to or (usual if usual in named or not named else named[0])
+
+
+def own_format(checkpoint: Checkpoint) -> OutputFormat | None:
+    """Return the format that an archive of code or graphs has; None for all other files."""
+    if checkpoint.script:
+        return "torchscript"
+    return "pt2" if checkpoint.program else None
 
 
 def check_name(output: Path | None, to: OutputFormat | None) -> None:

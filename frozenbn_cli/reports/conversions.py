@@ -197,6 +197,11 @@ def _next_steps(result: ConversionResult) -> tuple[str, str]:
             "Load it with PyTorch alone, here or in C++:",
             f"import torch\nmodel = torch.jit.load({path})",
         )
+    if result.output_format == "pt2":
+        return (
+            "Load it with PyTorch alone:",
+            f"import torch\nmodel = torch.export.load({path}).module()",
+        )
     imported, built = result.builder
     imports = "\n".join(filter(None, ("from frozenbn_cli import load_frozen", imported)))
     loading = f"{imports}\nmodel = load_frozen({built or 'model'}, {path}"

@@ -13,11 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.pickles.tensor_calls import without_gradient
 from frozenbn_cli.pickles.values import Call, Global
 from frozenbn_cli.pickles.writer import write_pickle
 from frozenbn_cli.torchscript.batch_norm_code import module_reads
-from frozenbn_cli.torchscript.object_tree import children_first, lost_storages, without_gradient
+from frozenbn_cli.torchscript.object_tree import children_first, lost_storages
 from frozenbn_cli.torchscript.script_archive import (
     ScriptArchive,
     ScriptModule,
@@ -33,27 +35,12 @@ from frozenbn_cli.torchscript.source_code import (
     type_name_of,
 )
 
-__all__ = ["Rewriting", "rewrite"]
+__all__ = ["rewrite"]
 
 _COUNT = "num_batches_tracked"
 _AFFINE = ("weight", "bias")
 _SYNCHRONISED = "torch.nn.modules.batchnorm.SyncBatchNorm"
 _MANGLE = re.compile(r"___torch_mangle_(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Rewriting:
-    """What becomes of an archive.
-
-    Attributes:
-        replaced: Records with new contents, by name; some of them new.
-        dropped: Records that are left out.
-        kept_counts: The frozen layers whose ``num_batches_tracked`` stays, since code reads it.
-    """
-
-    replaced: Mapping[str, bytes]
-    dropped: frozenset[str]
-    kept_counts: frozenset[str]
 
 
 def rewrite(script: ScriptArchive, frozen: Collection[str]) -> Rewriting:

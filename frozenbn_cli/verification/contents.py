@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Collection, Mapping
-from operator import ne
-from pathlib import Path
 
 from torch import Tensor
 
 from frozenbn_cli.checkpoints import StoredTensor
-from frozenbn_cli.checkpoints.torchscript import record_path
-from frozenbn_cli.containers.source import ByteSource, Extent, chunks
-from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.live_models.stored_values import to_tensor
-from frozenbn_cli.torchscript.rewriting import Rewriting
-from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.claims import Claim, Difference
 from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
 from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile
 from frozenbn_cli.wording import counted, listed
 
-__all__ = ["Progress", "verify_contents", "verify_records"]
+__all__ = ["Progress", "verify_contents"]
 
 Progress = Callable[[int], None]
 
@@ -97,31 +90,3 @@ def _has_same_bytes(name: str, source: StoredTensor, written: WrittenFile, found
 def _plain(tensor: Tensor) -> Tensor:
     """Return a tensor whose memory is its elements in row-major order."""
     return tensor.resolve_conj().resolve_neg().contiguous()
-
-
-def verify_records(written: Path, script: ScriptArchive, rewriting: Rewriting) -> str | None:
-    """Return which record of an archive is not what it was, or should have become, or None."""
-    original, replaced = script.archive, rewriting.replaced
-    # The record of an earlier conversion gives way to that of this one.
-    record = {record_path(script.root)}
-    expected = original.records.keys() - rewriting.dropped - record | replaced.keys()
-    source = ByteSource(written)
-    try:
-        archive = ZipArchive(source)
-        for name in expected ^ (archive.records.keys() - record):
-            return f"record {name} is {'missing' if name in expected else 'one too many'}"
-        for name in expected:
-            found = archive.extent(name)
-            if name in replaced:
-                is_same = found.read(0, found.size_bytes) == replaced[name]
-            else:
-                is_same = _same_bytes(found, original.extent(name))
-            if not is_same:
-                return f"record {name} differs"
-    finally:
-        source.close()
-    return None
-
-
-def _same_bytes(first: Extent, second: Extent) -> bool:
-    return first.size_bytes == second.size_bytes and not any(map(ne, chunks(first), chunks(second)))

@@ -16,6 +16,7 @@ from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.containers.fingerprint import fingerprint
+from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.building import BuiltOnce
@@ -23,13 +24,13 @@ from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.live_models.unused_options import check_used
+from frozenbn_cli.outputs import Rewritable, own_format, rewritable
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
-from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.checkpoints import merged
 from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
-from frozenbn_cli.verification.contents import verify_contents, verify_records
+from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import Tolerance
 from frozenbn_cli.verification.freezing import (
     COUNT,
@@ -46,6 +47,7 @@ from frozenbn_cli.verification.models import blank_loader, frozen_loader, origin
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.recorded import Recorded, are_swapped, check_order, recorded_of
 from frozenbn_cli.verification.recorded_edits import contents_of_all, recorded_keys
+from frozenbn_cli.verification.records import other_record
 from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
@@ -298,8 +300,8 @@ class _Verification:
         """Return the original's state dict with what the model says of its layers."""
         if self._options.model is None:
             return part
-        if self._before.script:
-            if self._after.script:
+        if own := own_format(self._before):
+            if own == "torchscript" == own_format(self._after):
                 raise no_model_wanted()
             return part
         return described_by(self._options.model, part, strict=True)[0]
@@ -342,32 +344,32 @@ class _Verification:
         if unreadable := {**original.unsupported, **converted.unsupported}:
             name, reason = next(iter(unreadable.items()))
             return Claim("contents", "not verified", f"{name} cannot be compared: {reason}")
-        if self._before.script and self._after.script:
-            return self._with_records(claim, self._before.script, plan, frozen)
+        own = rewritable(self._before, original)
+        if own and own_format(self._before) == own_format(self._after):
+            return self._with_records(claim, own, plan, frozen)
         if original.left_out:
             said = f"{claim.detail}; not compared, since left out: {listed(original.left_out)}"
             return replace(claim, detail=said)
         return claim
 
     def _with_records(
-        self, claim: Claim, script: ScriptArchive, plan: Plan, frozen: Collection[str]
+        self, claim: Claim, own: Rewritable, plan: Plan, frozen: Collection[str]
     ) -> Claim:
-        """Return the claim on the contents of an archive, with its code and constants."""
+        """Return the claim on the contents of an archive, with its code or graph and constants."""
+        what = "graph and constants" if self._before.program else "code and constants"
         if not self._tolerance.exact:
-            return replace(claim, detail=f"{claim.detail}; code and constants are not compared")
-        found = self._other_record(script, plan, frozen)
+            return replace(claim, detail=f"{claim.detail}; {what} are not compared")
+        found = self._other_record(own, plan, frozen)
         if not found:
             return claim
         record = ConversionRecord.from_metadata(self._after.metadata)
         is_ours = record is not None and record.version == __version__
         if is_ours and record and record.source.get("sha256") == self._before.fingerprint():
             return Claim("contents", "different", found)
-        reason = "code and constants cannot be compared, since frozenbn did not make it of this one"
+        reason = f"{what} cannot be compared, since frozenbn did not make it of this one"
         return replace(claim, status="not verified", detail=f"{claim.detail} are equal; {reason}")
 
-    def _other_record(
-        self, script: ScriptArchive, plan: Plan, frozen: Collection[str]
-    ) -> str | None:
+    def _other_record(self, own: Rewritable, plan: Plan, frozen: Collection[str]) -> str | None:
         """Return which record of the converted archive is not what frozenbn makes of it."""
         changed = [
             item.layer
@@ -378,14 +380,10 @@ class _Verification:
             if layer.facts.obstacle:
                 return f"layer {layer.name} cannot be frozen: {layer.facts.obstacle}"
         try:
-            rewriting = (
-                rewrite(script, {layer.name for layer in changed})
-                if changed
-                else Rewriting({}, frozenset(), frozenset())
-            )
+            rewriting = own.rewrite({layer.name for layer in changed}) if changed else Rewriting()
         except UnsupportedFileError as error:
             return error.problem
-        return verify_records(self._after.path, script, rewriting)
+        return other_record(self._after.path, own, rewriting)
 
     def _layers(
         self,

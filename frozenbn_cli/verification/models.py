@@ -33,6 +33,7 @@ from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile
 
 __all__ = [
+    "NOT_RUN",
     "FromFile",
     "archive_loader",
     "blank_loader",
@@ -41,6 +42,7 @@ __all__ = [
     "original_loader",
 ]
 
+NOT_RUN = "this version of frozenbn runs no exported programs; --model names their model"
 _NO_MODEL = "a state dict holds no model that could be run; --model names one"
 _AUTO_WOULD = "a state dict holds no model that could be run; --model auto builds {} and runs it"
 _NEEDS_TRUST = (
@@ -82,6 +84,8 @@ def original_loader(
 
 def module_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
     """Return what loads the model of a file that is no archive, see `original_loader`."""
+    if checkpoint.program and options.model is None:
+        return NOT_RUN
     blank = blank_loader(checkpoint, part, options)
     if isinstance(blank, str) or options.model is None:
         return blank
@@ -102,7 +106,7 @@ def blank_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -
     """
     if options.model is not None:
         return partial(build, options.model)
-    if checkpoint.script or not part.is_module:
+    if checkpoint.script or checkpoint.program or not part.is_module:
         found = found_by_auto(part)
         return _AUTO_WOULD.format(found) if found else _NO_MODEL
     if not options.trust:

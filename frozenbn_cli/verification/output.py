@@ -10,11 +10,11 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.outputs import OutputFormat, rewritable
 from frozenbn_cli.stages import begin
-from frozenbn_cli.torchscript.rewriting import Rewriting
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.verification.checkpoints import (
     WrittenModel,
@@ -22,10 +22,11 @@ from frozenbn_cli.verification.checkpoints import (
     verify_checkpoint_contents,
 )
 from frozenbn_cli.verification.claims import Claim
-from frozenbn_cli.verification.contents import verify_contents, verify_records
+from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import (
+    NOT_RUN,
     FromFile,
     archive_loader,
     blank_loader,
@@ -34,6 +35,7 @@ from frozenbn_cli.verification.models import (
     original_loader,
 )
 from frozenbn_cli.verification.private_copies import PrivateCopies
+from frozenbn_cli.verification.records import other_record
 from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
@@ -87,11 +89,11 @@ def verify_output(
     """
     if written.edited:
         return _verify_checkpoint(checkpoint, part, written, options, tolerance)
-    file = open_written(written.path, written.output_format)
+    file = open_written(written.path, written.output_format, key=part.key)
     total = sum(tensor.size_bytes for tensor in written.kept.values())
     comparing = begin("comparing", total)
     contents = verify_contents(file, written.kept, comparing, may_have=written.may_have)
-    if contents.status == "equal" and (found := _other_record(checkpoint, written)):
+    if contents.status == "equal" and (found := _other_record(checkpoint, part, written)):
         contents = Claim("contents", "different", found)
     layers = verify_layers(
         file,
@@ -162,11 +164,12 @@ def _written_model(model: FrozenModel, output: Checkpoint) -> WrittenModel:
     )
 
 
-def _other_record(checkpoint: Checkpoint, written: Written) -> str | None:
+def _other_record(checkpoint: Checkpoint, part: StateDict, written: Written) -> str | None:
     """Return which record of a rewritten archive is not what it has to be, or None."""
-    if not (written.rewriting and checkpoint.script):
+    own = rewritable(checkpoint, part)
+    if written.rewriting is None or own is None:
         return None
-    return verify_records(written.path, checkpoint.script, written.rewriting)
+    return other_record(written.path, own, written.rewriting)
 
 
 def _verify_model(
@@ -190,6 +193,8 @@ def _after(
     file: WrittenFile,
     options: RunOptions,
 ) -> Loader | str:
+    if written.output_format == "pt2":
+        return NOT_RUN
     if written.output_format == "torchscript":
         loader = archive_loader(utf8_path(written.path), options)
         # What was made of a live model here is the code of that model, not of a file.

@@ -48,13 +48,20 @@ class WrittenFile(Protocol):
         """Return an entry, as the library reads it."""
 
 
-def open_written(path: Path, output_format: OutputFormat) -> WrittenFile:
+def open_written(path: Path, output_format: OutputFormat, *, key: str = "") -> WrittenFile:
     """Open an output with the library that its format belongs to.
+
+    Args:
+        path: The output.
+        output_format: Of it.
+        key: Of the program that is meant, where it holds several.
 
     Raises:
         VerificationError: The library that is installed cannot read it.
     """
     try:
+        if output_format in ("torchscript", "pt2"):
+            return _RewrittenFile(utf8_path(path), key)
         return _FILES[output_format](utf8_path(path))
     except (SafetensorError, UnpicklingError) as error:
         raise VerificationError(
@@ -174,11 +181,13 @@ class _Inert:
         return to_tensor(self._part.entries[name])
 
 
-class _ScriptFile(_Inert):
-    def __init__(self, path: Path) -> None:
+class _RewrittenFile(_Inert):
+    """An archive of code or graphs, of which loading would run something."""
+
+    def __init__(self, path: Path, key: str) -> None:
         checkpoint = open_checkpoint(path)
         weakref.finalize(self, checkpoint.close)
-        super().__init__(checkpoint.state_dict(), {})
+        super().__init__(checkpoint.state_dict(key or None), {})
 
     def stated_eps(self) -> Mapping[str, Eps]:
         # Only of layers that never run is it assumed: their code does not say it.
@@ -197,7 +206,6 @@ class _CheckpointFile(_Inert):
 _FILES: Mapping[OutputFormat, Callable[[Path], WrittenFile]] = {
     "safetensors": _SafetensorsFile,
     "torch": _TorchFile,
-    "torchscript": _ScriptFile,
     "checkpoint": _CheckpointFile,
 }
 

@@ -412,6 +412,6 @@ def test_a_model_beside_archives_alone_is_refused(tmp_path: Path) -> None:
         lambda: convert_file(archive, tmp_path / "b.pt", options=ConvertOptions(model=small)),
         lambda: verify_any(archive, output, options=VerifyOptions(model=small)),
     ):
-        with pytest.raises(UsageError, match="a TorchScript archive holds its own"):
+        with pytest.raises(UsageError, match="an archive of code or a graph holds its own"):
             attempt()
     assert not (tmp_path / "b.pt").exists()

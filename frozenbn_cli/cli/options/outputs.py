@@ -32,7 +32,7 @@ class OutputArguments:
             "-o",
             metavar="FILE",
             help="The result; its name says the format, such as .safetensors, .pt or .pth. Beside "
-            "the input as NAME.frozen.safetensors or NAME.frozen.pt if not given.",
+            "the input as NAME.frozen.safetensors, NAME.frozen.pt or NAME.frozen.pt2 if not given.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
@@ -44,7 +44,8 @@ class OutputArguments:
             autocompletion=_formats,
             metavar="FORMAT",
             help=f"The format of the result: {_FORMATS}. If not given, the name of the output says "
-            "it; without one, TorchScript stays TorchScript, and all else becomes safetensors.",
+            "it; without one, TorchScript stays TorchScript, a program a program, and all else "
+            "becomes safetensors.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
