@@ -19,7 +19,7 @@ from torch import nn
 
 from frozenbn_cli import load_frozen
 from frozenbn_cli.batch_norms.batch_norm import Eps
-from frozenbn_cli.conversion import convert as conversion
+from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.errors import (
     DamagedFileError,
     FrozenBNError,
@@ -32,7 +32,7 @@ from frozenbn_cli.errors import (
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.torchscript.rewriting import Rewriting, rewrite
+from frozenbn_cli.torchscript.rewriting import rewrite
 from tests.builders.archives import (
     assert_freezes,
     claims,
@@ -735,7 +735,7 @@ class TestVerification:
             assert replaced != rewriting.replaced
             return replace(rewriting, replaced=replaced)
 
-        monkeypatch.setattr(conversion, "rewrite", spoilt)
+        monkeypatch.setattr(sys.modules["frozenbn_cli.outputs.rewritable"], "rewrite", spoilt)
         with pytest.raises(VerificationError, match=r"model: output: .* differ") as caught:
             convert(path)
 
