@@ -131,8 +131,9 @@ class Layers:
 
     def takers(self, layer: Layer, roles: tuple[str, ...] = STATISTICS) -> list[Reader]:
         """Return what reads the statistics of a layer."""
-        names = [self.graph.inputs.get(joined(layer.name, role)) for role in roles]
-        return [reader for name in names if name for reader in self.graph.readers(Value(0, name))]
+        names = [joined(layer.name, role) for role in roles]
+        values = [value for name in names for value in self.graph.inputs_of(name)]
+        return [reader for value in values for reader in self.graph.readers(value)]
 
     # Which nodes are whose
 
@@ -200,13 +201,12 @@ class Layers:
         layer.spatial_dims = _only({_SPATIAL_DIMS.get(use.rank or 0) for use in layer.uses})
         layer.takes_batch = any(use.takes_batch for use in layer.uses)
         layer.shares_with = self._shared(layer)
-        if count := self.graph.inputs.get(joined(layer.name, COUNT)):
-            layer.counting, layer.keeps_count = self._counting(count, joined(layer.name, COUNT))
+        layer.counting, layer.keeps_count = self._counting(joined(layer.name, COUNT))
 
-    def _counting(self, count: str, target: str) -> tuple[list[Place], bool]:
+    def _counting(self, target: str) -> tuple[list[Place], bool]:
         """Return the nodes that add to a count alone, and whether anything else reads it."""
         nodes: list[Place] = []
-        waiting, is_read = [Value(0, count)], False
+        waiting, is_read = list(self.graph.inputs_of(target)), False
         while waiting:
             for reader in self.graph.readers(waiting.pop()):
                 if reader.place is None:

@@ -81,8 +81,9 @@ class _Freezer:
         counts = {joined(layer.name, COUNT) for layer in self._frozen if layer.name not in kept}
         self._rename()
         self._remove_nodes()
-        for count in counts & self._graph.inputs.keys():  # Strict exports leave some out.
-            self._drop_input(self._graph.inputs[count])
+        for count in sorted(counts):
+            for value in self._graph.inputs_of(count):  # Strict exports leave some out.
+                self._drop_input(value)
         return FrozenProgram(frozenset(affine), frozenset(counts), frozenset(kept))
 
     # The nodes
@@ -209,22 +210,22 @@ class _Freezer:
         left[place:place] = [(_as_buffer(spec), argument) for spec, argument in taken]
         specs[:] = [spec for spec, _ in left]
         inputs[:] = [argument for _, argument in left]
-        for name in names & self._graph.inputs.keys():
-            for scope, called in self._everywhere(self._graph.inputs[name]):
+        for value in [value for name in names for value in self._graph.inputs_of(name)]:
+            for scope, called in self._everywhere(value):
                 if called in scope.graph["tensor_values"]:
                     scope.graph["tensor_values"][called]["requires_grad"] = False
 
-    def _everywhere(self, name: str) -> Iterator[tuple[Scope, str]]:
+    def _everywhere(self, value: Value) -> Iterator[tuple[Scope, str]]:
         """Yield each graph that takes an input of the program, with what it is called there."""
-        yield self._graph.scopes[0], name
+        yield self._graph.scopes[0], value.name
         for scope in self._graph.scopes[1:]:
             for called in scope.passed:
-                if self._graph.origin(scope.index, called) == Value(0, name):
+                if self._graph.origin(scope.index, called) == value:
                     yield scope, called
 
-    def _drop_input(self, name: str) -> None:
+    def _drop_input(self, value: Value) -> None:
         """Drop an input of the program that nothing takes any more, wherever it is passed on."""
-        for scope, called in reversed(list(self._everywhere(name))):
+        for scope, called in reversed(list(self._everywhere(value))):
             if scope.outer is not None:
                 self._drop_operand(scope, called)
             scope.graph["inputs"][:] = [
@@ -234,7 +235,7 @@ class _Freezer:
         self._input_specs[:] = [
             spec
             for spec in self._input_specs
-            if name not in names_in(next(iter(spec.values())).get("arg"))
+            if value.name not in names_in(next(iter(spec.values())).get("arg"))
         ]
 
     def _drop_operand(self, scope: Scope, called: str) -> None:

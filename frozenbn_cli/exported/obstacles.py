@@ -24,7 +24,7 @@ def is_frozen(layers: Layers, layer: Layer) -> bool:
     """
     graph = layers.graph
     names = [alias for _, name in layers.tensors(layer) for alias in layers.aliases(name)]
-    specs = [graph.specs[graph.inputs[name]] for name in names if name in graph.inputs]
+    specs = [graph.specs[value.name] for name in names for value in graph.inputs_of(name)]
     has_count = layers.has(joined(layer.name, COUNT))
     takers = layers.takers(layer)
     return (
@@ -128,10 +128,14 @@ def _readers_of_new(layers: Layers, value: Value, role: str) -> Iterator[str]:
 
 def _learners(layers: Layers, role: str, target: str) -> Iterator[str]:
     """Yield what takes an affine tensor of a layer beside its uses, and so may train it."""
-    name = layers.graph.inputs.get(target)
-    for reader in layers.graph.readers(Value(0, name)) if name else ():
+    for reader in _readers(layers, target):
         if reader.place not in layers.norm_at or reader.role != role:
             yield f"{reader.what} takes its {role} too"
+
+
+def _readers(layers: Layers, target: str) -> Iterator[Reader]:
+    for value in layers.graph.inputs_of(target):
+        yield from layers.graph.readers(value)
 
 
 def _writers(layers: Layers, role: str, name: str) -> Iterator[str]:
@@ -140,8 +144,7 @@ def _writers(layers: Layers, role: str, name: str) -> Iterator[str]:
         written = layers.graph.mutated.get(alias)
         if written is not None and written not in layers.renewals.old:
             yield f"its {role} is written elsewhere"
-        taken = layers.graph.inputs.get(alias)
-        for reader in layers.graph.readers(Value(0, taken)) if taken else ():
+        for reader in _readers(layers, alias):
             is_use = reader.place in layers.norm_at and reader.role == role
             if not is_use and (writer := _writer(layers, reader)):
                 yield f"{writer} may write its {role}"

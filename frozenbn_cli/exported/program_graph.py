@@ -117,7 +117,8 @@ class ProgramGraph:
     Attributes:
         scopes: All graphs, the outermost first.
         specs: What the inputs of the program are, by their names in the outermost graph.
-        inputs: The names of those that are parameters, buffers or constants, by what they are of.
+        inputs: The names of those that are parameters, buffers or constants, by what they are of;
+            strict exports have several of a tensor with several names.
         mutated: What is written to a buffer in the end, by the buffer.
     """
 
@@ -130,15 +131,26 @@ class ProgramGraph:
             ((kind, fields),) = spec.items()
             for name in names_in(fields.get("arg")):
                 self.specs[name] = Spec(kind, _target_of(kind, fields))
-        self.inputs = {spec.target: name for name, spec in self.specs.items() if spec.target}
-        self._made_by: dict[Value, Place] = {}
-        for place in self.places():
-            for name in names_in(self.node(place)["outputs"]):
-                if self._made_by.setdefault(Value(place.scope, name), place) != place:
-                    raise DamagedFileError(f"two nodes of one graph make {name[:80]!a}")
+        self.inputs: dict[str, list[Value]] = {}
+        for name, spec in self.specs.items():
+            if spec.target:
+                self.inputs.setdefault(spec.target, []).append(Value(0, name))
+        self._made_by = dict(self._makers())
         self.mutated: dict[str, Value] = {}
         self._readers: dict[Value, list[Reader]] = {}
         self._find_readers(module)
+
+    def _makers(self) -> Iterator[tuple[Value, Place]]:
+        """Yield every value that a node makes, each of which has a name of its own."""
+        for scope in self.scopes:
+            taken = list(names_in(scope.graph["inputs"]))
+            seen = set(taken)
+            for index, node in enumerate(scope.graph["nodes"]):
+                for name in names_in(node["outputs"]):
+                    if name in seen:
+                        raise DamagedFileError(f"two values of one graph are called {name[:80]!a}")
+                    seen.add(name)
+                    yield Value(scope.index, name), Place(scope.index, index)
 
     def _add(self, graph: dict[str, Any], outer: int | None, passed: Mapping[str, str]) -> None:
         scope = Scope(len(self.scopes), graph, outer, passed)
@@ -171,6 +183,10 @@ class ProgramGraph:
     def maker(self, value: Value) -> Place | None:
         """Return the node that a value is an output of; None for an input of a graph."""
         return self._made_by.get(value)
+
+    def inputs_of(self, target: str) -> list[Value]:
+        """Return the inputs of the program that are a parameter, buffer or constant."""
+        return self.inputs.get(target, [])
 
     def readers(self, value: Value) -> list[Reader]:
         """Return everything that takes a value, under whatever name."""
