@@ -117,6 +117,11 @@ def _calibrate(
             "a TorchScript archive, in which no layer can be watched",
             advice="Calibrate the state dict of the model, and script it again.",
         )
+    if checkpoint.program:
+        raise UnsupportedFileError(
+            "an exported program, in which no layer can be watched",
+            advice="Calibrate the state dict of the model, and export it again.",
+        )
     with stages.timed("build"):
         part = checkpoint.state_dict(options.key)
         copy = PatchedCopy(checkpoint)

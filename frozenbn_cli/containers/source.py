@@ -87,6 +87,10 @@ class ByteSource:
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def extent(self, start: int, size_bytes: int, crc32: int = 0) -> FileExtent:
+        """Return a run of bytes, with the checksum that is stated of it."""
+        return FileExtent(self, start, size_bytes, crc32)
+
     def check_unchanged(self) -> None:
         """Raise if the file was written to since it was opened.
 
@@ -130,6 +134,10 @@ class SourceWindow(ByteSource):
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``, counted from the part's beginning."""
         return FileExtent(self._source, self._start, self.size_bytes).read(start, count)
+
+    def extent(self, start: int, size_bytes: int, crc32: int = 0) -> FileExtent:
+        """Return a run of bytes where it lies in the whole file."""
+        return FileExtent(self._source, self._start + start, size_bytes, crc32)
 
     def check_unchanged(self) -> None:
         """Raise if the file was written to since it was opened."""

@@ -125,7 +125,7 @@ class ZipArchive:
                 self._data_starts[name] = _data_start(self.source, record)
         start = self._data_starts[name]
         if record.method == _STORED:
-            return FileExtent(self.source, start, record.size_bytes, record.crc32)
+            return self.source.extent(start, record.size_bytes, record.crc32)
         return _Inflated(FileExtent(self.source, start, record.stored_bytes), record)
 
     def read(self, name: str, *, at_most_bytes: int = 1 << 20) -> bytes:

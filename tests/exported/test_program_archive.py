@@ -96,6 +96,8 @@ def test_a_part_of_a_file_is_a_file_of_its_own(tmp_path: Path) -> None:
             window.read(3, 3)
         with pytest.raises(DamagedFileError):
             window.read(-1, 2)
+        assert window.extent(1, 3).source is source
+        assert window.extent(1, 3).read(0, 3) == b"345"
 
 
 class TestJson:
