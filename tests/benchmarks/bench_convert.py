@@ -36,6 +36,11 @@ for layer in layers[1::3]:
     layer.running_var.uniform_(0.5, 1.5)
 torch.jit.script(nn.Sequential(*layers).eval()).save(sys.argv[1])
 """
+_MAKE_PROGRAM = _MAKE_SCRIPT.replace(
+    "torch.jit.script(nn.Sequential(*layers).eval()).save(sys.argv[1])",
+    """program = torch.export.export(nn.Sequential(*layers).eval(), (torch.zeros(1, 256, 8, 8),))
+torch.export.save(program, sys.argv[1])""",
+)
 _PLAIN_SAFETENSORS = """
 import sys, torch
 from safetensors.torch import save_file
@@ -49,6 +54,10 @@ _PLAIN_SCRIPT = """
 import sys, warnings, torch
 warnings.simplefilter("ignore")
 torch.jit.load(sys.argv[1]).save(sys.argv[2])
+"""
+_PLAIN_PROGRAM = """
+import sys, torch
+torch.export.save(torch.export.load(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -71,6 +80,10 @@ def main() -> None:
         path = make_file(_MAKE_SCRIPT, folder / "script.pt", 8 if quick else 32)
         shape = ("--input-shape", "1x256x8x8")
         _compare(path, "TorchScript", shape, ("torch.jit.load, save", _PLAIN_SCRIPT), quick)
+        path.unlink()
+        path = make_file(_MAKE_PROGRAM, folder / "program.pt2", 8 if quick else 32)
+        plain = ("torch.export.load, save", _PLAIN_PROGRAM)
+        _compare(path, "exported program", (), plain, quick)
 
 
 def _compare(
