@@ -25,7 +25,7 @@ from frozenbn_cli.freezing.wrappers import refuse_wrapped
 from frozenbn_cli.live_models.building import state_of, unwrapped
 from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading_plan import LoadPlan, plan_loading
-from frozenbn_cli.selection import Selection, checked_dims
+from frozenbn_cli.selection import Selection, checked_dims, kinds_of
 from frozenbn_cli.wording import listed
 
 __all__ = ["LoadReport", "freeze_layers", "load_frozen"]
@@ -329,8 +329,7 @@ def _check(
             found += f" ({decision.reason})"
         raise UsageError(
             f"layer {name!a}",
-            expected=" or ".join(f"a BatchNorm{each}d" for each in sorted(dims))
-            + " that can be frozen",
+            expected=f"a {'BatchNorm' if len(dims) == 3 else kinds_of(dims)} that can be frozen",
             found=found,
             advice=advice,
         )

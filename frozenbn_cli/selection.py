@@ -10,7 +10,7 @@ from typing import Literal
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.wording import is_it, listed
 
-__all__ = ["Selection", "checked_dims", "matches"]
+__all__ = ["Selection", "checked_dims", "kinds_of", "matches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,11 @@ def _nearest(pattern: str, names: Collection[str]) -> str:
     modules = {name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."}
     named = f"The layers are named {listed(names)}." if names else ""
     return is_it(pattern, [*names, *sorted(modules)]) or named
+
+
+def kinds_of(dims: Iterable[int]) -> str:
+    """Return the layers of these spatial dimensions, in words."""
+    return " or ".join(f"BatchNorm{each}d" for each in sorted(dims))
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

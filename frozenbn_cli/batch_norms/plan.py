@@ -12,7 +12,7 @@ from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_t
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.selection import Selection, checked_dims
+from frozenbn_cli.selection import Selection, checked_dims, kinds_of
 
 __all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]
 
@@ -387,7 +387,7 @@ def _reason_of_dims(layer: BatchNorm, meant: Collection[int]) -> str | None:
     if layer.takes_any_dims or (layer.spatial_dims or 2) in meant:
         return None
     if layer.spatial_dims is None:
-        return "nothing proves that it is a " + " or ".join(f"BatchNorm{n}d" for n in sorted(meant))
+        return f"nothing proves that it is a {kinds_of(meant)}"
     inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
     return f"BatchNorm{layer.spatial_dims}d{inferred}"
 

@@ -17,7 +17,7 @@ from frozenbn_cli.errors import (
     UnhealthyStatisticsError,
     VerificationError,
 )
-from frozenbn_cli.selection import checked_dims
+from frozenbn_cli.selection import checked_dims, kinds_of
 
 __all__ = ["check_record", "refuse_claims", "refuse_plan"]
 
@@ -45,7 +45,7 @@ def refuse_plan(planned: ConversionResult, checkpoint: Checkpoint, options: Conv
         error.result = replace(planned, outcome="inexact")
         raise error
     if not plan.frozen:
-        meant = " or ".join(f"BatchNorm{n}d" for n in sorted(checked_dims(options.dims)))
+        meant = kinds_of(checked_dims(options.dims))
         what = f"no {meant} to freeze" if plan.layers else "no BatchNorm in it"
         advice = plan.advice or checkpoint.advice
         reasons = (*planned.left_out.values(), *(item.reason for item in plan.layers))

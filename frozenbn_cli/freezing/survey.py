@@ -19,7 +19,7 @@ from frozenbn_cli.nn import (
     FrozenBatchNormAct2d,
     FrozenBatchNormNd,
 )
-from frozenbn_cli.selection import Selection, checked_dims
+from frozenbn_cli.selection import Selection, checked_dims, kinds_of
 
 __all__ = [
     "BatchNormDecision",
@@ -194,7 +194,7 @@ def _reason_of_dims(layer: nn.Module, wanted: frozenset[int]) -> str | None:
     dims = dims_of_layer(layer)
     if dims is None or dims in wanted:
         return None
-    meant = " or ".join(f"BatchNorm{each}d" for each in sorted(wanted))
+    meant = kinds_of(wanted)
     others = ", ".join(str(each) for each in sorted({*wanted, dims}))
     return f"{type(layer).__name__}, not {meant} (dims=({others}) takes it in)"
 

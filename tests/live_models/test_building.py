@@ -257,7 +257,7 @@ def test_a_model_that_an_archive_does_not_belong_to_is_refused(tmp_path: Path) -
     path = script(small(), tmp_path / "a.pt")
     options = ConvertOptions(to="safetensors", model=partial(nn.Linear, 1, 1))
 
-    with pytest.raises(UsageError, match="expected a BatchNorm2d that can be frozen"):
+    with pytest.raises(UsageError, match="expected a BatchNorm that can be frozen"):
         convert_file(path, options=options)
 
 
