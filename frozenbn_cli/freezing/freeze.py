@@ -11,10 +11,16 @@ import torch
 from torch import nn
 
 from frozenbn_cli.freezing.health import ailment
+from frozenbn_cli.freezing.held import live_outside
 from frozenbn_cli.freezing.replacing import Copies, continuing, replaced
-from frozenbn_cli.freezing.survey import BatchNormDecision, decisions_on, frozen_class_of
+from frozenbn_cli.freezing.survey import (
+    BatchNormDecision,
+    decisions_on,
+    dims_of_layer,
+    frozen_class_of,
+)
 from frozenbn_cli.freezing.wrappers import live_calls, refuse_wrapped
-from frozenbn_cli.selection import Selection
+from frozenbn_cli.selection import Selection, checked_dims
 from frozenbn_cli.wording import counted, listed
 
 __all__ = ["convert_bn_to_frozen", "freeze_with_warnings", "frozen_layers_of", "held_text"]
@@ -87,9 +93,10 @@ def freeze_with_warnings(
     decisions = decisions_on(model, Selection.of(include, exclude), dims)
     calls = tuple(live_calls(model))
     ill = _ailments(decisions)
+    outside = _outside_text(model, dims) if not include else ""
     new = frozen_layers_of(decisions, trainable_affine=trainable_affine)
     model, held = replaced(model, new)
-    texts = (_live_text(decisions, calls), _ill_text(ill), held_text(held))
+    texts = (_live_text(decisions, calls), outside, _ill_text(ill), held_text(held))
     if any(texts):
         warnings.warn("\n".join(text for text in texts if text), stacklevel=stacklevel)
     return model
@@ -176,6 +183,19 @@ def _live_text(decisions: Mapping[nn.Module, BatchNormDecision], calls: tuple[st
         f"{counted(count, 'BatchNorm layer')} left live: "
         + "; ".join(lines)
         + ". In train() they update their statistics; exclude= says that this is meant."
+    )
+
+
+def _outside_text(model: nn.Module, dims: Iterable[int] | None) -> str:
+    """Return the warning of live layers that no module registers, if there are any."""
+    wanted = {None, *checked_dims(dims)}
+    named = [name for name, layer in live_outside(model).items() if dims_of_layer(layer) in wanted]
+    if not named:
+        return ""
+    return (
+        f"{counted(len(named), 'BatchNorm layer')} left live, since no module registers what holds "
+        f"them, so that eval() does not reach them either: {listed(named, _NAMED)}. Put them into "
+        "an nn.ModuleList or nn.ModuleDict"
     )
 
 

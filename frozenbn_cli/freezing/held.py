@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["replace_held"]
+__all__ = ["live_outside", "replace_held"]
 
 _DEEPEST = 4
 _LONGEST = 10_000
@@ -62,6 +62,26 @@ def replace_held(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) 
         elif new is not None or _holds_inside(place.value, replacements):
             stays.append(place.name)
     return tuple(stays)
+
+
+def live_outside(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers in training mode that modules hold outside the tree, by place.
+
+    No ``eval()`` reaches them, nor does freezing. What was put in eval by hand is a teacher, say.
+    """
+    known = set(model.modules())
+    found: dict[str, nn.Module] = {}
+    for place in _places(model):
+        if isinstance(place.value, nn.Module) and place.value not in known:
+            inner = dict(place.value.named_modules())
+            if model in inner.values():
+                continue  # What the model is a part of is not held by it.
+            for name, module in inner.items():
+                if module not in known and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    known.add(module)
+                    if module.training:
+                        found[f"{place.name}.{name}" if name else place.name] = module
+    return found
 
 
 def _replacement(value: Any, replacements: Mapping[nn.Module, nn.Module]) -> Any:
@@ -112,29 +132,64 @@ def _held_by(place: _Place) -> Iterator[_Place]:
     value, name = place.value, place.name
     if isinstance(value, _LEAVES) or value is None:
         return
-    if isinstance(value, dict) and len(value) <= _LONGEST:
-        for key, each in list(value.items()):
-            yield _Place(f"{name}[{key!r}]", each, functools.partial(value.__setitem__, key))
-    elif isinstance(value, (list, deque)) and len(value) <= _LONGEST:
-        for index, each in enumerate(list(value)):
-            yield _Place(f"{name}[{index}]", each, functools.partial(value.__setitem__, index))
-    elif isinstance(value, tuple) and len(value) <= _LONGEST:
-        yield from (_Place(f"{name}[{i}]", each, None) for i, each in enumerate(value))
+    if isinstance(value, (dict, list, deque, tuple)):
+        if len(value) <= _LONGEST:
+            yield from _in_container(name, value)
     elif isinstance(value, types.FunctionType):
-        for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            if cell_holds := _contents(cell):
-                put = functools.partial(setattr, cell, "cell_contents")
-                yield _Place(f"{name}'s {variable}", cell_holds[0], put)
-    elif isinstance(value, types.MethodType) and not isinstance(value.__self__, _LEAVES):
-        yield _Place(f"{name}'s object", value.__self__, None)
-    elif hasattr(value, "__dict__"):
-        yield from _inside(name, value, vars(value))
+        yield from _in_function(name, value)
+    elif isinstance(value, types.MethodType):
+        if not isinstance(value.__self__, _LEAVES):
+            yield _Place(f"{name}'s object", value.__self__, None)
+    else:
+        yield from _inside(name, value, {**_slots(value), **getattr(value, "__dict__", {})})
+
+
+def _in_container(name: str, value: Any) -> Iterator[_Place]:
+    if isinstance(value, tuple):
+        yield from (_Place(f"{name}[{i}]", each, None) for i, each in enumerate(value))
+        return
+    if isinstance(value, dict):
+        yield from (_Place(f"a key of {name}", each, None) for each in list(value))
+    for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield _Place(f"{name}[{key!r}]", each, functools.partial(value.__setitem__, key))
+
+
+def _in_function(name: str, function: types.FunctionType) -> Iterator[_Place]:
+    for index, each in enumerate(function.__defaults__ or ()):
+        put = functools.partial(_put_default, function, index)
+        yield _Place(f"a default of {name}", each, put)
+    by_name = function.__kwdefaults__ or {}
+    for key, each in list(by_name.items()):
+        yield _Place(f"a default of {name}", each, functools.partial(by_name.__setitem__, key))
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for variable, cell in cells:
+        if cell_holds := _contents(cell):
+            put = functools.partial(setattr, cell, "cell_contents")
+            yield _Place(f"{name}'s {variable}", cell_holds[0], put)
 
 
 def _inside(name: str, owner: Any, attributes: Mapping[str, Any]) -> Iterator[_Place]:
     for attribute, each in list(attributes.items()):
         put = functools.partial(object.__setattr__, owner, attribute)
         yield _Place(f"{name}.{attribute}", each, put)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object of a class in Python keeps in slots."""
+    names = [
+        name
+        for kind in type(value).__mro__
+        if "__slots__" in vars(kind)
+        for name, member in vars(kind).items()
+        if isinstance(member, types.MemberDescriptorType)
+    ]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _put_default(function: types.FunctionType, index: int, value: Any) -> None:
+    defaults = list(function.__defaults__ or ())
+    defaults[index] = value
+    function.__defaults__ = tuple(defaults)
 
 
 def _contents(cell: types.CellType) -> tuple[Any, ...]:

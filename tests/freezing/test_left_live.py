@@ -217,6 +217,45 @@ def closure(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: layer(x) + 0
 
 
+class Slotted:
+    __slots__ = ("norm",)
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm = norm
+
+
+class Unregistered(nn.Module):
+    """Holds blocks that are in no module tree."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.blocks = [*blocks]
+
+
+class TestInNoTree:
+    """Layers that no module registers are warned of: neither freezing nor eval() reaches them."""
+
+    def test_are_named(self) -> None:
+        model = Unregistered(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), nn.BatchNorm1d(3))
+
+        (text,) = heard(perturb(model))
+        assert text.startswith("1 BatchNorm layer left live, since no module registers what holds")
+        assert "the model.blocks[0].1. Put them into an nn.ModuleList" in text
+        (text,) = heard(model, dims=(1, 2, 3))
+        assert "the model.blocks[0].1, the model.blocks[1]." in text
+
+    def test_are_not_where_they_are_in_eval_or_others_were_selected(self) -> None:
+        assert heard(perturb(Unregistered(nn.BatchNorm2d(3).eval()))) == []
+        assert heard(perturb(Unregistered(nn.BatchNorm2d(3))), include="bn") == []
+
+    def test_what_a_model_is_a_part_of_is_not_held_by_it(self) -> None:
+        whole = nn.Sequential(Unregistered(), nn.BatchNorm2d(3))
+        whole[0].blocks.append(whole)
+
+        assert heard(perturb(whole[0])) == []
+
+
 class TestHeldOutsideTheTree:
     @pytest.mark.parametrize(
         ("hold", "get"),
@@ -228,6 +267,9 @@ class TestHeldOutsideTheTree:
             (closure, lambda held: held),
             (lambda bn: SimpleNamespace(norm=bn), lambda held: held.norm),
             (lambda bn: [weakref.ref(bn)], lambda held: held[0]()),
+            (lambda bn: lambda x, layer=bn: layer(x), lambda held: held),
+            (lambda bn: lambda x, *, layer=bn: layer(x), lambda held: held),
+            (Slotted, lambda held: held.norm),
         ],
         ids=[
             "list",
@@ -237,6 +279,9 @@ class TestHeldOutsideTheTree:
             "closure",
             "object",
             "weak reference",
+            "default of a function",
+            "default by name",
+            "object with slots",
         ],
     )
     def test_is_replaced_there(
@@ -257,8 +302,9 @@ class TestHeldOutsideTheTree:
             (lambda bn: (bn,), "the model.held[0]"),
             (functools.partial, "the model.held"),
             (lambda bn: {bn}, "the model.held"),
+            (lambda bn: {bn: 1}, "a key of the model.held"),
         ],
-        ids=["tuple", "partial", "set"],
+        ids=["tuple", "partial", "set", "key"],
     )
     def test_is_warned_of_where_it_cannot_be(
         self, hold: Callable[[nn.Module], Any], where: str
