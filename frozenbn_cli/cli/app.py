@@ -237,6 +237,7 @@ def verify(
         hash_files=sink.is_kept,
         **run_options(model, running),
     )
+    tidy()
     raise typer.Exit(
         import_quietly("frozenbn_cli.cli.verify").run(
             original, converted, how, sink, all_layers=all_layers

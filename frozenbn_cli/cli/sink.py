@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from frozenbn_cli.containers.atomic_output import sweep
+from frozenbn_cli.containers.temporary_folder import sweep_temporary
 from frozenbn_cli.errors import FrozenBNError, OutputError
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report, printable
 
@@ -178,9 +179,13 @@ def complain(error: FrozenBNError, trace: str | None = None) -> int:
     return error.exit_code
 
 
-def tidy(folder: Path, *, recursive: bool) -> None:
-    """Remove what killed runs left in a folder, before another writes into it, and say so."""
-    for path in sweep(folder, recursive=recursive):
+def tidy(folder: Path | None = None, *, recursive: bool = False) -> None:
+    """Remove what killed runs left in a folder, before another writes into it, and say so.
+
+    So it does with what they left among the temporary files.
+    """
+    left = sweep(folder, recursive=recursive) if folder else []
+    for path in (*left, *sweep_temporary()):
         with suppress(OSError):
             said = f"frozenbn: removed {path}, which a run that was killed had left"
             make_console(sys.stderr).print(printable(said), soft_wrap=True)

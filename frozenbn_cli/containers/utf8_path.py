@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import shutil
 import tempfile
 from pathlib import Path
 
+from frozenbn_cli.containers.temporary_folder import TemporaryFolder
 from frozenbn_cli.errors import OutputError
 
 __all__ = ["utf8_path"]
@@ -25,9 +25,9 @@ def utf8_path(path: Path) -> Path:
     else:
         return path
     try:
-        folder = tempfile.mkdtemp(prefix="frozenbn-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        link = Path(folder, f"model{path.suffix if path.suffix.isascii() else ''}")
+        folder = TemporaryFolder()
+        atexit.register(folder.remove)
+        link = folder.path / f"model{path.suffix if path.suffix.isascii() else ''}"
         link.symlink_to(path.absolute())
     except OSError as error:
         raise OutputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from frozenbn_cli.containers.source import chunks
+from frozenbn_cli.containers.temporary_folder import TemporaryFolder
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import OutputError
@@ -24,7 +25,7 @@ class PrivateCopies:
     """
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: TemporaryFolder | None = None
         self._count = 0
 
     def of(self, archive: ZipArchive) -> Path:
@@ -35,8 +36,8 @@ class PrivateCopies:
             OutputError: The temporary folder is full.
         """
         try:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="frozenbn-")
-            path = Path(self._folder.name, f"{self._count}.pt")
+            self._folder = self._folder or TemporaryFolder()
+            path = self._folder.path / f"{self._count}.pt"
             self._count += 1
             with path.open("xb") as file:
                 writer = ZipWriter(file)
@@ -47,7 +48,7 @@ class PrivateCopies:
         except OSError as error:
             raise OutputError(
                 f"the temporary folder cannot be written to ({error.strerror or error})",
-                where=(tempfile.gettempdir() if self._folder is None else self._folder.name,),
+                where=(str(self._folder.path) if self._folder else tempfile.gettempdir(),),
                 advice="TMPDIR names another; --no-verify does without.",
             ) from error
         return path
@@ -62,7 +63,7 @@ class PrivateCopies:
         traceback: TracebackType | None,
     ) -> None:
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
 
 
 def _copy(archive: ZipArchive, name: str, writer: ZipWriter) -> None:
