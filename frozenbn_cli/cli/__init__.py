@@ -6,6 +6,7 @@ The parser too is imported only when signals are watched.
 
 try:
     import sys
+    from collections.abc import Callable
     from importlib import import_module
     from typing import Any, NoReturn
 
@@ -25,7 +26,8 @@ def main() -> NoReturn:
         code = app.run(sys.argv[1:])
     except KeyboardInterrupt:
         code = end_interrupted()
-    sys.exit(code)
+    leave: Callable[[int], NoReturn] = import_module("frozenbn_cli.cli.leaving").leave
+    leave(code)
 
 
 def run(arguments: list[str], **options: Any) -> int:

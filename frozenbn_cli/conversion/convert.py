@@ -148,6 +148,8 @@ class _Conversion:
                 is_made = FORMATS[self._to].is_program and own_format(self._checkpoint) is None
                 not_run = "" if self._options.verify or is_made else NOTHING_IS_RUN
                 check_used(self._options, (self._checkpoint, parts[0]), not_run=not_run)
+            if self._checkpoint.script and self._options.verify and not self._options.dry_run:
+                apart.prepare()  # Beside the plan too, since it takes seconds.
             self._models = tuple(map(self._planned, parts))
             main = next((model for model in self._models if model.frozen), self._models[0])
             part, plan, self._retargeting = main.part, main.plan, main.retargeting

@@ -1,0 +1,52 @@
+"""The process ends as it should, however quickly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LEAVES = """
+import atexit, sys, threading, time
+{imports}
+from frozenbn_cli.cli.leaving import leave
+
+atexit.register(print, "at the end")
+print("said", end=" ")
+{beside}
+leave({code})
+"""
+BESIDE = "threading.Thread(target=lambda: (time.sleep(0.5), print('went on'))).start()"
+
+
+def left(
+    code: int, *, imports: str = "sys.modules['torch'] = sys", beside: str = ""
+) -> tuple[int, str]:
+    script = LEAVES.format(imports=imports, beside=beside, code=code)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.stderr == ""
+    return run.returncode, run.stdout
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_says_all_and_does_what_is_to_be_done_at_the_end(code: int) -> None:
+    assert left(code) == (code, "said at the end\n")
+
+
+def test_waits_for_what_goes_on_beside() -> None:
+    code, said = left(0, beside=BESIDE)
+
+    assert (code, said) == (0, "said went on\nat the end\n")
+
+
+def test_whoever_interrupts_does_not_wait() -> None:
+    assert left(130, beside=BESIDE) == (130, "said at the end\n")
+
+
+def test_leaves_as_python_does_where_pytorch_was_not_imported() -> None:
+    code, said = left(130, imports="", beside=BESIDE)
+
+    assert (code, said) == (130, "said went on\nat the end\n")
