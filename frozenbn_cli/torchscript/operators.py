@@ -10,13 +10,18 @@ from frozenbn_cli.pickles.values import Value, parts_of
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.torchscript.source_code import dotted
 
-__all__ = ["unsafe_operators"]
+__all__ = ["reaches_files", "unsafe_operators"]
 
 _NAMES = re.compile(r"save|load|from_file|\w*(?:read|write|open|to)_\w*file\w*|open|dlopen|system")
 _SAFE_OPERATORS = {"prim", "aten", "quantized", "torchvision", "onednn", "mkldnn", "prepacked"}
 _SAFE_CLASSES = {("quantized",), ("onednn",), ("mkldnn",), ("xnnpack",), ("sparse",)}
 _CLASSES = ("__torch__", "torch", "classes")
 _MAX_DEPTH = 2_000  # Three for each module within another, of which there are 200 at most.
+
+
+def reaches_files(name: str) -> bool:
+    """Return whether an operator of this name may read or write files."""
+    return _NAMES.fullmatch(name) is not None
 
 
 def unsafe_operators(script: ScriptArchive) -> list[str]:
@@ -117,9 +122,9 @@ def _beginning(node: ast.AST) -> ast.AST:
 def _is_safe(path: tuple[str, ...]) -> bool:
     # Of what another variable stands for, any operator could be called.
     if path[0] == "ops":
-        return len(path) == 3 and path[1] in _SAFE_OPERATORS and not _NAMES.fullmatch(path[2])
+        return len(path) == 3 and path[1] in _SAFE_OPERATORS and not reaches_files(path[2])
     if path[0] == "torch":
-        return len(path) > 1 and not _NAMES.fullmatch(path[1])
+        return len(path) > 1 and not reaches_files(path[1])
     return path != _CLASSES[: len(path)] and _is_safe_class(path)
 
 
