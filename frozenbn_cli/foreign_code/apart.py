@@ -33,6 +33,11 @@ NUMBER = struct.Struct("<i")
 """How the server tells the process id of a job, and the exit code of that process."""
 
 _MODULES = ("frozenbn_cli.verification.running", "frozenbn_cli.verification.models")
+_MODULES_OF_PROGRAMS = (
+    "torch.export.pt2_archive._package",
+    "torch._functorch.aot_autograd",
+    "torch._export.serde.serialize",
+)
 _CODE = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from frozenbn_cli.foreign_code.server import main; main(*sys.argv[1].split())"
@@ -48,11 +53,15 @@ class JobFailed(Exception):  # noqa: N818  # No error of the user's, nor of ours
     """A job came to no result; the message says why, as the end of a sentence on it."""
 
 
-def prepare() -> None:
-    """Start the process that will run jobs, which takes it some seconds; returns at once."""
+def prepare(*, for_programs: bool = False) -> None:
+    """Start the process that will run jobs, which takes it some seconds; returns at once.
+
+    Args:
+        for_programs: Whether jobs load exported programs, for which PyTorch imports as much again.
+    """
     if CAN_RUN and sys.executable:
         with _lock:
-            _server()
+            _server((*_MODULES, *_MODULES_OF_PROGRAMS) if for_programs else _MODULES)
 
 
 def run_apart(
@@ -131,12 +140,12 @@ def _error(answer: dict[str, Any]) -> FrozenBNError:
 class _Server:
     """The process that forks for each job, see `server`."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: tuple[str, ...]) -> None:
         self.owner = os.getpid()
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # Python itself.
-                [sys.executable, "-c", _CODE, " ".join(_MODULES), *sys.path],
+                [sys.executable, "-c", _CODE, " ".join(modules), *sys.path],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -261,12 +270,12 @@ _lock = threading.Lock()
 _servers: list[_Server] = []
 
 
-def _server() -> _Server:
-    """Return the process that is there, or start one."""
+def _server(modules: tuple[str, ...] = _MODULES) -> _Server:
+    """Return the process that is there, or start one that imports modules beforehand."""
     if _servers and not _servers[0].is_there:
         _drop_server()
     if not _servers:
-        _servers.append(_Server())
+        _servers.append(_Server(modules))
     return _servers[0]
 
 

@@ -41,12 +41,13 @@ def main(*modules: str) -> None:
     """Take jobs from standard input, a socket, until it is closed or nothing comes for long.
 
     Args:
-        modules: That jobs need, imported beforehand.
+        modules: That jobs need, imported beforehand, as far as this PyTorch has them.
     """
     _die_with_parent(os.getppid())
     warnings.simplefilter("ignore")
     for module in modules:
-        importlib.import_module(module)
+        with suppress(ImportError):
+            importlib.import_module(module)
     tempfile.gettempdir()  # It writes to find out, which a job may not; so it is known by then.
     with suppress(ImportError, AttributeError):  # So does this when PyTorch 2.6 imports it.
         importlib.import_module("torch.distributed.nn")

@@ -76,6 +76,10 @@ class BuiltOnce:
         except Exception:  # Some models hold what cannot be copied.
             return build(self._model)
 
+    def __reduce__(self) -> tuple[type[BuiltOnce], tuple[Callable[[], Any]]]:
+        """Build it anew elsewhere, where the module of its class may not be known by its name."""
+        return BuiltOnce, (self._model,)
+
     def __str__(self) -> str:
         return name_of_model(self._model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from frozenbn_cli.errors import (
     located,
 )
 from frozenbn_cli.live_models.guarding import first_line
+from frozenbn_cli.live_models.programs import Takes, takes_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.stored_values import read_stored
 from frozenbn_cli.wording import counted
 
 __all__ = [
+    "USUAL_SIZES",
     "Inputs",
     "Signature",
     "candidate_inputs",
@@ -44,6 +46,10 @@ _OTHER_SIZES: Mapping[int, Sequence[tuple[int, ...]]] = {
     5: ((8, 64, 64), (16, 112, 112), (16, 224, 224), (32, 32, 32), (64, 64, 64), (8, 28, 28)),
     3: ((64,), (256,), (1024,), (16000,)),
 }
+
+USUAL_SIZES = (224, *_SIZES)
+"""Of images, in the order in which they are tried where it is better not to take a small one."""
+
 _TENSORS = re.compile(r"\b(?:[Ll]ist|Sequence|Iterable)\[.*Tensor")
 
 
@@ -67,6 +73,11 @@ class Inputs:
         """Return copies of both, their floating-point tensors in ``dtype``; None for as it is."""
         keywords: dict[str, Any] = _copied(dict(self.keywords), dtype, device)
         return _copied(self.arguments, dtype, device), keywords
+
+    def taken_by(self, program: Takes) -> Inputs:
+        """Return the same by position and by name as a program takes it."""
+        arguments, keywords = program.in_place(self.arguments, self.keywords)
+        return replace(self, arguments=arguments, keywords=keywords)
 
     def doubled(self) -> Inputs:
         """Return inputs of twice the batch, since BatchNorm cannot train on a single value."""
@@ -96,6 +107,8 @@ def _doubled(value: Any) -> Any:
 
 def dtype_of(model: Any) -> torch.dtype:
     """Return the dtype that a model takes its inputs in: that of its first weights."""
+    if takes := takes_of(model):
+        return takes.dtype
     weight = first_convolution(model)
     if weight is not None:
         return weight.dtype
@@ -105,10 +118,17 @@ def dtype_of(model: Any) -> torch.dtype:
     return torch.float32
 
 
-def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, ...]] | str:
+def candidate_inputs(
+    model: Any, options: RunOptions, *, sizes: Sequence[int] = ()
+) -> Iterator[tuple[Inputs, ...]] | str:
     """Return what may be tried on a model, in turn, or why there is nothing.
 
     Each candidate holds the inputs of every run.
+
+    Args:
+        model: The model.
+        options: What is given of them.
+        sizes: Of images, where nothing is given; small ones first if there are none.
 
     Raises:
         InputError: The file of inputs cannot be read.
@@ -117,8 +137,12 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     if isinstance(signature, str):
         return signature
     dtype = dtype_of(model)
+    program = takes_of(model)
     if options.inputs is not None:
-        return ((inputs,) for inputs in _read(options.inputs, signature, dtype))
+        read = _read(options.inputs, signature, dtype)
+        return ((inputs.taken_by(program) if program else inputs,) for inputs in read)
+    if program:
+        return _of_program(program, options)
     if signature.only_by_name:
         return f"its forward takes {signature.only_by_name} by name; give --inputs"
     shapes = options.input_shapes
@@ -132,7 +156,7 @@ def candidate_inputs(model: Any, options: RunOptions) -> Iterator[tuple[Inputs, 
     weight = first_convolution(model)
     if not shapes and (weight is None or len(kinds) != 1):
         return f"its forward takes {takes} of unknown shape; give --input-shape"
-    tried = [shapes] if shapes else _shapes(weight)
+    tried = [shapes] if shapes else _shapes(weight, sizes or _SIZES)
     return (_random(candidate, kinds, options, dtype) for candidate in tried)
 
 
@@ -223,21 +247,20 @@ def first_convolution(model: Any) -> Tensor | None:
     return next(of_each, None)
 
 
-def _shapes(weight: Tensor | None) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _shapes(weight: Tensor | None, sizes: Sequence[int]) -> Iterator[tuple[tuple[int, ...], ...]]:
     if weight is not None and weight.dim() != 4:
         yield from (((1, weight.shape[1], *size),) for size in _OTHER_SIZES[weight.dim()])
         return
     channels = dict.fromkeys((weight.shape[1] if weight is not None else 3, 3, 1))
     for count in channels:
-        for size in _SIZES:
+        for size in sizes:
             yield ((1, count, size, size),)
 
 
 def _random(
     shapes: Sequence[tuple[int, ...]], kinds: list[str], options: RunOptions, dtype: torch.dtype
 ) -> tuple[Inputs, ...]:
-    shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
-    shown += f" of {str(dtype).removeprefix('torch.')}"
+    shown = _shapes_text(shapes, dtype)
     inputs = []
     for seed in range(options.seed, options.seed + options.runs):
         generator = torch.Generator().manual_seed(seed)
@@ -247,6 +270,27 @@ def _random(
             arguments.append(list(value) if kind == "List[Tensor]" else value)
         inputs.append(Inputs(tuple(arguments), shown=shown))
     return tuple(inputs)
+
+
+def _of_program(takes: Takes, options: RunOptions) -> Iterator[tuple[Inputs, ...]] | str:
+    """Return the only inputs that a program is known to take, or of the shapes that are given."""
+    count = len(takes.tensors)
+    shapes = options.input_shapes or tuple(tuple(tensor.shape) for tensor in takes.tensors)
+    if len(shapes) != count:
+        given = counted(len(shapes), "shape")
+        return f"the program takes {counted(count, 'tensor')}, and {given} given"
+    shown = _shapes_text(shapes, takes.dtype)
+    inputs = []
+    for seed in range(options.seed, options.seed + options.runs):
+        generator = torch.Generator().manual_seed(seed)
+        values = [_uniform(shape, generator) for shape in shapes]
+        inputs.append(Inputs(*takes.filled(values), shown=shown))
+    return iter([tuple(inputs)])
+
+
+def _shapes_text(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> str:
+    shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    return f"{shown} of {str(dtype).removeprefix('torch.')}"
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

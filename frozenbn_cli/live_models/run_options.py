@@ -45,7 +45,7 @@ class RunOptions:
         """Return whether verifying a state dict of a file runs code that is in the file."""
         is_pickle = part.is_module and checkpoint.program is None
         is_trusted = is_pickle and self.trust and self.model is None
-        return checkpoint.script is not None or is_trusted
+        return bool(checkpoint.script or checkpoint.program or is_trusted)
 
     def __post_init__(self) -> None:
         if not 1 <= self.runs <= MOST_RUNS:

@@ -227,8 +227,8 @@ class _Verification:
                 check_eps_is_wanted(plan, options.eps)
             with located(str(self._after.path)):
                 converted = self._converted_part()
-            if options.runs_code_of(self._before, original) or self._after.script:
-                apart.prepare()
+            if options.runs_code_of(self._before, original) or own_format(self._after):
+                apart.prepare(for_programs="pt2" in map(own_format, (self._before, self._after)))
             written = open_part(self._after, converted)
             stated = frozen_layers(converted, self._after.metadata, plan)
             known = {item.layer.name: item.layer for item in plan.layers}
@@ -447,9 +447,16 @@ class _Verification:
     ) -> Claim:
         options = self._options
         with PrivateCopies() as copies:
-            before = original_loader(self._before, original, options, copies)
-            if self._after.script or (options.model is None and converted.is_module):
-                after = original_loader(self._after, converted, options, copies)
+            before = original_loader(
+                self._before,
+                original,
+                options,
+                copies,
+                frozen=frozen,
+                as_program=self._after.program is not None,
+            )
+            if own_format(self._after) or (options.model is None and converted.is_module):
+                after = original_loader(self._after, converted, options, copies, as_program=True)
             else:
                 blank = blank_loader(self._before, original, options)
                 after = frozen_loader(blank, written, frozen)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,18 @@ from torch import nn
 from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
+from frozenbn_cli.checkpoints.exported_programs import model_of
+from frozenbn_cli.containers.source import ByteSource
+from frozenbn_cli.containers.zip_archive import ZipArchive
+from frozenbn_cli.exported.devices import on_cpu
+from frozenbn_cli.exported.program_archive import ProgramArchive
+from frozenbn_cli.exported.vetting import unsafe_in
 from frozenbn_cli.importing import importable
 from frozenbn_cli.live_models.building import build
 from frozenbn_cli.live_models.describing import load_state
 from frozenbn_cli.live_models.guarding import foreign_code
 from frozenbn_cli.live_models.known_models import found_by_auto
+from frozenbn_cli.live_models.programs import ProgramLoader
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading import freeze_layers
@@ -31,18 +39,22 @@ from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile
+from frozenbn_cli.wording import listed
 
 __all__ = [
-    "NOT_RUN",
     "FromFile",
     "archive_loader",
     "blank_loader",
     "frozen_loader",
     "module_loader",
     "original_loader",
+    "program_loader",
 ]
 
-NOT_RUN = "this version of frozenbn runs no exported programs; --model names their model"
+_IN_TRAINING = (
+    "the program was exported in training mode, of which its graph may hold more than these "
+    "layers; only a program can be compared with it"
+)
 _NO_MODEL = "a state dict holds no model that could be run; --model names one"
 _AUTO_WOULD = "a state dict holds no model that could be run; --model auto builds {} and runs it"
 _NEEDS_TRUST = (
@@ -67,7 +79,13 @@ class FromFile:
 
 
 def original_loader(
-    checkpoint: Checkpoint, part: StateDict, options: RunOptions, copies: PrivateCopies
+    checkpoint: Checkpoint,
+    part: StateDict,
+    options: RunOptions,
+    copies: PrivateCopies,
+    *,
+    frozen: Collection[str] = (),
+    as_program: bool = False,
 ) -> Loader | str:
     """Return what loads the model of a file, or why that cannot be done.
 
@@ -76,16 +94,22 @@ def original_loader(
         part: The state dict that is meant.
         options: The model that it belongs to, and whether it is trusted.
         copies: Where an archive that is run comes from.
+        frozen: The layers that are frozen in what it is compared with; a program has them in eval.
+        as_program: Whether what it is compared with is a program too.
     """
     if checkpoint.script:
         return archive_loader(copies.of(checkpoint.script.archive), options)
+    if programs := checkpoint.program:
+        if not as_program and any(facts.exported_in_training for facts in part.layers.values()):
+            return _IN_TRAINING
+        model = model_of(programs, part)
+        path = copies.of(programs.archive)
+        return program_loader(path, options, copies, model=model, in_eval=frozen)
     return module_loader(checkpoint, part, options)
 
 
 def module_loader(checkpoint: Checkpoint, part: StateDict, options: RunOptions) -> Loader | str:
     """Return what loads the model of a file that is no archive, see `original_loader`."""
-    if checkpoint.program and options.model is None:
-        return NOT_RUN
     blank = blank_loader(checkpoint, part, options)
     if isinstance(blank, str) or options.model is None:
         return blank
@@ -145,6 +169,33 @@ def archive_loader(path: Path, options: RunOptions) -> Loader | str:
             listed = ", ".join(unsafe[:3])
             return f"its code has {listed}; --trust runs it all the same"
     return FromFile(partial(_load_archive, path))
+
+
+def program_loader(
+    path: Path,
+    options: RunOptions,
+    copies: PrivateCopies,
+    *,
+    model: str = "model",
+    in_eval: Iterable[str] = (),
+) -> Loader | str:
+    """Return what loads an exported program; nothing of it is run unless it is safe or trusted.
+
+    Args:
+        path: Of an archive that frozenbn wrote, which is searched before.
+        options: Whether it is trusted.
+        copies: Where one comes from that is for another device, and is run on the CPU.
+        model: Which of its programs.
+        in_eval: The layers that take running statistics, whatever it was exported to do.
+    """
+    with closing(ByteSource(path)) as source:
+        programs = ProgramArchive(ZipArchive(source))
+        if not options.trust and (unsafe := unsafe_in(programs)):
+            found = listed(unsafe)
+            return f"it could execute more than a model: {found}; --trust runs it all the same"
+        if moved := on_cpu(programs):
+            path = copies.of(programs.archive, moved)
+    return FromFile(ProgramLoader(path, model, frozenset(in_eval)))
 
 
 def _with_entries(blank: Callable[[], nn.Module], part: StateDict) -> nn.Module:

@@ -10,6 +10,7 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
+from frozenbn_cli.checkpoints.exported_programs import model_of
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -26,13 +27,13 @@ from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import (
-    NOT_RUN,
     FromFile,
     archive_loader,
     blank_loader,
     frozen_loader,
     module_loader,
     original_loader,
+    program_loader,
 )
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.records import other_record
@@ -89,7 +90,8 @@ def verify_output(
     """
     if written.edited:
         return _verify_checkpoint(checkpoint, part, written, options, tolerance)
-    file = open_written(written.path, written.output_format, key=part.key)
+    key = part.key if written.rewriting else ""
+    file = open_written(written.path, written.output_format, key=key)
     total = sum(tensor.size_bytes for tensor in written.kept.values())
     comparing = begin("comparing", total)
     contents = verify_contents(file, written.kept, comparing, may_have=written.may_have)
@@ -181,8 +183,15 @@ def _verify_model(
     tolerance: Tolerance,
 ) -> Claim:
     with PrivateCopies() as copies:
-        before = original_loader(checkpoint, part, options, copies)
-        after = _after(checkpoint, part, written, file, options)
+        before = original_loader(
+            checkpoint,
+            part,
+            options,
+            copies,
+            frozen=written.layers,
+            as_program=written.output_format == "pt2",
+        )
+        after = _after(checkpoint, part, written, file, options, copies)
         return verify_whole_model(before, after, written.layers, options, tolerance)
 
 
@@ -192,15 +201,18 @@ def _after(
     written: Written,
     file: WrittenFile,
     options: RunOptions,
+    copies: PrivateCopies,
 ) -> Loader | str:
     if written.output_format == "pt2":
-        return NOT_RUN
-    if written.output_format == "torchscript":
+        model = model_of(checkpoint.program, part) if checkpoint.program else "model"
+        loader = program_loader(utf8_path(written.path), options, copies, model=model)
+    elif written.output_format == "torchscript":
         loader = archive_loader(utf8_path(written.path), options)
-        # What was made of a live model here is the code of that model, not of a file.
-        is_own = checkpoint.script is None and options.model is not None
-        return loader.load if is_own and isinstance(loader, FromFile) else loader
-    eps = {name: layer.eps for name, layer in written.layers.items()}
-    if written.retargeting:
-        eps = dict.fromkeys(eps, written.retargeting.stated)
-    return frozen_loader(blank_loader(checkpoint, part, options), file, eps)
+    else:
+        eps = {name: layer.eps for name, layer in written.layers.items()}
+        if written.retargeting:
+            eps = dict.fromkeys(eps, written.retargeting.stated)
+        return frozen_loader(blank_loader(checkpoint, part, options), file, eps)
+    # What was made of a live model here is the code of that model, not of a file.
+    is_own = written.rewriting is None and options.model is not None
+    return loader.load if is_own and isinstance(loader, FromFile) else loader

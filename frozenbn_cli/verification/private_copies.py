@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -28,8 +29,12 @@ class PrivateCopies:
         self._folder: TemporaryFolder | None = None
         self._count = 0
 
-    def of(self, archive: ZipArchive) -> Path:
+    def of(self, archive: ZipArchive, replaced: Mapping[str, bytes] | None = None) -> Path:
         """Write a copy, and return where it is.
+
+        Args:
+            archive: What is copied.
+            replaced: Records that become others.
 
         Raises:
             DamagedFileError: A record is not what its archive says.
@@ -42,7 +47,9 @@ class PrivateCopies:
             with path.open("xb") as file:
                 writer = ZipWriter(file)
                 for name in archive.records:
-                    if not name.endswith(_DEBUG):
+                    if replaced and name in replaced:
+                        writer.add(name, replaced[name])
+                    elif not name.endswith(_DEBUG):
                         _copy(archive, name, writer)
                 writer.write_directory()
         except OSError as error:

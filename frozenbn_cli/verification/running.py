@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.building import scripted
 from frozenbn_cli.live_models.guarding import first_line, foreign_code, last_line
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
+from frozenbn_cli.live_models.programs import ProgramLoader, takes_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim, Difference
@@ -68,7 +69,7 @@ def verify_model(
         reason = before if isinstance(before, str) else after
         return Claim("model", "not verified", str(reason))
     try:
-        runs = _find_runs(before, options)
+        runs = _find_runs(before, options, taker=after)
         if isinstance(runs, str):
             were_given = bool(options.input_shapes or options.inputs)
             return replace(_not_verified(runs), inputs_were_given=were_given)
@@ -110,6 +111,10 @@ class _Run:
     inputs: Inputs
     outputs: Leaves
     changed: dict[str, Leaves]
+
+
+def _is_program(loader: Loader) -> bool:
+    return isinstance(getattr(loader, "load", loader), ProgramLoader)
 
 
 def _load(loader: Loader) -> Any:
@@ -156,18 +161,32 @@ def _outputs(model: Any, inputs: Inputs) -> Leaves:
         return leaves_of(model(*arguments, **keywords))
 
 
-def find_inputs(model: Loader, options: RunOptions) -> Inputs | str:
-    """Return inputs on which a model runs, the first of them, or why there are none."""
-    runs = _find_runs(model, options)
+def find_inputs(model: Loader, options: RunOptions, *, sizes: Sequence[int] = ()) -> Inputs | str:
+    """Return inputs on which a model runs, the first of them, or why there are none.
+
+    Args:
+        model: Loads the model.
+        options: What is given of its inputs.
+        sizes: Of images, in the order in which they are tried; small ones first if there are none.
+    """
+    runs = _find_runs(model, options, sizes)
     return runs if isinstance(runs, str) else runs[0].inputs
 
 
-def _find_runs(loader: Loader, options: RunOptions) -> list[_Run] | str:
-    """Return the runs of a model on the first inputs that it takes, or why there are none."""
+def _find_runs(
+    loader: Loader, options: RunOptions, sizes: Sequence[int] = (), taker: Loader | None = None
+) -> list[_Run] | str:
+    """Return the runs of a model on the first inputs that it takes, or why there are none.
+
+    A program says what it takes, where others have to be tried; so does one that is run later.
+    """
     model = _load(loader)
+    asked = model
+    if taker and takes_of(model) is None and _is_program(taker):
+        asked = _load(taker)
     try:
         with foreign_code():
-            candidates = candidate_inputs(model, options)
+            candidates = candidate_inputs(asked, options, sizes=sizes)
     except FrozenBNError:
         raise
     except Exception as error:  # As above.
@@ -220,6 +239,8 @@ class _Comparison:
             fresh = model is None
             try:
                 model = model or _load(self.after)
+                if in_training and takes_of(model):
+                    break  # It has one mode.
                 differences = self._differences(model, in_training)
                 # Layers that stay live may have learnt from the run before.
                 if _matter(differences) and (not fresh or self._is_scripted_alike(model)):
@@ -244,6 +265,8 @@ class _Comparison:
 
     def _train(self) -> str:
         """Run the converted with all of it in training mode; return in words what came of it."""
+        if _is_program(self.after):
+            return "frozen layers do not change, and an exported program has no other mode"
         inputs = self.runs[0].inputs
         for each in (inputs, inputs.doubled()):
             model = _load(self.after)
@@ -323,7 +346,8 @@ class _Comparison:
 
     def _equal(self, in_training: str) -> Claim:
         count = count_values(self.runs[0].outputs)
-        detail = f"outputs on {self._shown()}, in eval and with the frozen layers in training mode"
+        modes = ", in eval and with the frozen layers in training mode"
+        detail = f"outputs on {self._shown()}{'' if _is_program(self.after) else modes}"
         if not any(has_numbers(run.outputs) for run in self.runs):
             detail = f"outputs hold no finite numbers on {self._shown()}"
             if not self._can_be_watched():
@@ -348,14 +372,12 @@ class _Comparison:
     # Along the layers
 
     def _can_be_watched(self) -> bool:
-        return not any(
-            torch_jit.is_script_module(_load(loader)) for loader in (self.before, self.after)
-        )
+        return all(map(_is_watchable, map(_load, (self.before, self.after))))
 
     def _begins(self, in_training: list[str]) -> str | None:
         """Return where along the frozen layers outputs begin to differ; None if they do not."""
         before, after = _load(self.before), _load(self.after)
-        if torch_jit.is_script_module(before) or torch_jit.is_script_module(after):
+        if not (_is_watchable(before) and _is_watchable(after)):
             return None
         for name in in_training:
             submodule(after, name).training = True
@@ -369,6 +391,11 @@ class _Comparison:
             if len(expected) != len(found):
                 return f"{len(found):,} layers run instead of {len(expected):,}"
         return None
+
+
+def _is_watchable(model: Any) -> bool:
+    """Return whether its layers are modules that can be watched at work."""
+    return not torch_jit.is_script_module(model) and takes_of(model) is None
 
 
 def _matter(differences: list[Difference]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.building import BuiltOnce, build
 from frozenbn_cli.live_models.describing import fit_of
 from frozenbn_cli.live_models.guarding import foreign_code
+from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.verification.claims import Claim
 from tests.builders.archives import script
 from tests.builders.files import save
@@ -286,3 +288,15 @@ class TestBuiltOnce:
         once = BuiltOnce(lambda: Holding(2, 2))
 
         assert torch.equal(once().weight, once().weight)
+
+    def test_elsewhere_it_is_built_anew(self, tmp_path: Path) -> None:
+        """What `path/file.py:callable` builds has a class whose module is known here alone."""
+        path = tmp_path / "net_of_a_file.py"
+        path.write_text("from torch import nn\n\n\nclass Net(nn.Conv2d):\n    pass\n")
+        sizes = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
+        once = BuiltOnce(ModelTarget(f"{path}:Net", sizes))
+        once()
+        pickled = pickle.dumps(once)
+        del sys.modules["frozenbn_model_net_of_a_file"]
+
+        assert type(pickle.loads(pickled)()).__name__ == "Net"
