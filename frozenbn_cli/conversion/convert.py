@@ -14,13 +14,13 @@ from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_
 from frozenbn_cli.batch_norms.record import ConversionRecord, RecordedClaim
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
-from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
-from frozenbn_cli.checkpoints.torchscript import record_path
+from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
+from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.conversion.recording import frozen_layers, recorded_models
 from frozenbn_cli.conversion.refusing import check_record, refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
@@ -45,7 +45,6 @@ from frozenbn_cli.outputs import (
     rewritable,
 )
 from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
-from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
 from frozenbn_cli.verification.tolerance import Tolerance
@@ -53,17 +52,22 @@ from frozenbn_cli.version import __version__, torch_version
 from frozenbn_cli.wording import date_text
 
 if TYPE_CHECKING:
-    from frozenbn_cli.conversion.scripting import Made
+    from frozenbn_cli.conversion.making import Made
 
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
 
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
 _WITH_OWN_EPS = ("torchscript", "pt2")
-_MADE = {
-    "torchscript": "a TorchScript archive, or a model",
+_MADE: Mapping[OutputFormat, str] = {
+    "torchscript": "a TorchScript archive",
     "pt2": "an exported program",
 }
 _SKIPPED = "skipped by --no-verify"
+_MAKERS: Mapping[OutputFormat, str] = {
+    "torchscript": "frozenbn_cli.conversion.scripting",
+    "pt2": "frozenbn_cli.conversion.exporting",
+}
+"""What makes archives of live models; each imports torch."""
 
 
 def convert_file(
@@ -264,17 +268,20 @@ class _Conversion:
         Raises:
             UsageError: There is neither such an archive nor a model to make one of.
         """
-        if self._to == own_format(self._checkpoint):
+        own = own_format(self._checkpoint)
+        if self._to == own:
             return self._rewrite(part, plan)
-        if self._to not in _MADE:
-            return plan
-        may_be_trusted = part.is_module and not self._checkpoint.program
-        is_trusted = may_be_trusted and self._options.trust
-        if self._to == "pt2" or (self._options.model is None and not is_trusted):
+        may_be_trusted = part.is_module and own is None
+        if self._to in _MADE and not (
+            self._options.model or (may_be_trusted and self._options.trust)
+        ):
             trust = "--trust, or " if may_be_trusted else ""
-            how = f"Pass {trust}--model package.module:callable." if self._to != "pt2" else ""
-            found = self._checkpoint.kind
-            raise UsageError(f"--to {self._to}", expected=_MADE[self._to], found=found, advice=how)
+            raise UsageError(
+                f"--to {self._to}",
+                expected=f"{_MADE[self._to]}, or a model",
+                found=self._checkpoint.kind,
+                advice=f"Pass {trust}--model package.module:callable.",
+            )
         return plan
 
     def _rewrite(self, part: StateDict, plan: Plan) -> Plan:
@@ -291,15 +298,17 @@ class _Conversion:
     ) -> ConversionResult:
         plan = planned.plan
         if self._options.verify and self._options.runs_code_of(self._checkpoint, part):
-            apart.prepare()
+            apart.prepare(for_programs=self._to == "pt2" or self._checkpoint.program is not None)
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
         kept |= self._retargeting.entries(plan) if self._retargeting else {}
         writer, record = self._write(output, kept, part, plan)
+        if self._made:
+            kept = {name: kept[name] for name in kept if name not in self._made.beside}
         with self._stages.timed("verify"):
             claims = self._verify(output.path, kept, part, plan)
         self._checkpoint.check_unchanged()
         digest = str(record.source["sha256"])
-        result = replace(planned, claims=claims, input_sha256=digest, made=self._how_made())
+        result = replace(planned, claims=claims, input_sha256=digest, made=str(self._made or ""))
         refuse_claims(result)
         record = record.found(
             RecordedClaim.cut(claim.name, claim.status, claim.detail) for claim in claims
@@ -307,7 +316,7 @@ class _Conversion:
         with output.writing():
             writer.finish(record)
         names = None if self._edited else kept.keys() | self._added
-        key = part.key if own_format(self._checkpoint) == self._to else None
+        key = part.key if self._rewriting else None
         check_record(output.path, names, record, key)
         self._checkpoint.check_unchanged()
         sha256 = self._hashed(output) if self._options.hash_output else None
@@ -364,14 +373,13 @@ class _Conversion:
             yield CheckpointOutput(file, self._edited, longest)
         elif self._rewriting and (own := self._archive):
             yield RewrittenOutput(file, own.archive, self._rewriting, own.record_path)
-        elif self._to == "torchscript":
+        elif self._to in _MAKERS:
             room_bytes = _ROOM_BYTES + sum(entry.size_bytes for entry in kept.values())
             with (
                 temporary_folder(room_bytes) as folder,
-                self._made_archive(folder, part, longest) as made,
+                self._made_archive(folder, part, longest) as (archive, made),
             ):
-                path = record_path(made.root)
-                yield RewrittenOutput(file, made.archive, Rewriting(), path)
+                yield RewrittenOutput(file, archive, Rewriting(), made.record_path)
         else:
             # A BatchNorm2d adds its count to what has no version; below version 3, old layers of
             # detectron2 subtract eps from the variance.
@@ -391,15 +399,14 @@ class _Conversion:
     @contextmanager
     def _made_archive(
         self, folder: str, part: StateDict, record: ConversionRecord
-    ) -> Iterator[ScriptArchive]:
+    ) -> Iterator[tuple[ZipArchive, Made]]:
         """Make an archive of the live model, with the layers of a record frozen."""
-        path = Path(folder, "model.pt")
-        scripting = import_torch_for("frozenbn_cli.conversion.scripting")
-        self._made = scripting.make_archive(
-            self._checkpoint, part, record.layers, path, self._options
-        )
-        with open_checkpoint(path) as made:
-            yield cast(ScriptArchive, made.script)
+        path = Path(folder, f"model.{self._to}")
+        maker = import_torch_for(_MAKERS[self._to])
+        made = maker.make(self._checkpoint, part, record.layers, path, self._options)
+        self._made = made
+        with closing(ByteSource(path)) as source:
+            yield ZipArchive(source), made
 
     def _record(self, part: StateDict, plan: Plan, *, sha256: str) -> ConversionRecord:
         """Return the record with every claim, which is as long as it can become."""
@@ -465,12 +472,6 @@ class _Conversion:
         begin("hashing the output")
         with self._stages.timed("write"), closing(ByteSource(output.path)) as file:
             return fingerprint([file])
-
-    def _how_made(self) -> str:
-        if self._made is None:
-            return ""
-        reason = self._made.scripting_error
-        return f"{self._made.how} ({reason})" if reason else self._made.how
 
     @property
     def _added(self) -> frozenset[str]:

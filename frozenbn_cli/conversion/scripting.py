@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,35 +12,20 @@ from torch import nn
 from frozenbn_cli import torch_jit
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
-from frozenbn_cli.errors import DependencyError, UnsupportedFileError, UsageError
+from frozenbn_cli.checkpoints.torchscript import record_path
+from frozenbn_cli.conversion.making import Made, frozen_model
+from frozenbn_cli.errors import DependencyError, UnsupportedFileError
 from frozenbn_cli.live_models.building import scripted, state_of
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.stages import begin
-from frozenbn_cli.verification.models import module_loader
 from frozenbn_cli.verification.running import Loader, find_inputs
 
-__all__ = ["Made", "make_archive"]
+__all__ = ["make"]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What came of making an archive.
-
-    Attributes:
-        how: ``scripted``, or ``traced`` where scripting failed.
-        scripting_error: Why scripting failed; empty if it did not.
-        added: The buffers that a state dict leaves out, and TorchScript cannot.
-    """
-
-    how: Literal["scripted", "traced"]
-    scripting_error: str
-    added: frozenset[str]
-
-
-def make_archive(
+def make(
     checkpoint: Checkpoint,
     part: StateDict,
     layers: Mapping[str, Eps],
@@ -64,20 +48,17 @@ def make_archive(
     """
     if not torch_jit.IS_THERE:
         raise DependencyError(torch_jit.MISSING, advice="Write --to safetensors instead.")
-    loader = module_loader(checkpoint, part, options)
-    if isinstance(loader, str):
-        raise UsageError("--to torchscript", found=loader)
+    loader = frozen_model(checkpoint, part, layers, options, "torchscript")
     model = loader()
-    with foreign_code():
-        model = freeze_layers(model, layers)
     added = frozenset(dict(model.named_buffers())) - frozenset(state_of(model))
     compiled, error = scripted(model)
-    how: Literal["scripted", "traced"] = "traced" if error else "scripted"
     if error:
         compiled = _traced(model, loader, options, error)
     with foreign_code():
         torch_jit.save(compiled, path)
-    return Made(how, error, added)
+    # PyTorch calls the folder in an archive as the file.
+    how = "traced" if error else "scripted"
+    return Made(how, error, record_path(f"{path.stem}/"), added)
 
 
 def _traced(model: nn.Module, loader: Loader, options: RunOptions, scripting_error: str) -> Any:
@@ -89,7 +70,7 @@ def _traced(model: nn.Module, loader: Loader, options: RunOptions, scripting_err
         with foreign_code(), torch.no_grad():
             arguments, keywords = inputs.of_dtype(dtype_of(model))
             return torch_jit.trace(model, arguments, keywords)
-    except Exception as error:  # As above.
+    except Exception as error:  # A model is foreign code, which may raise anything.
         raise _impossible(scripting_error, first_line(error)) from error
 
 

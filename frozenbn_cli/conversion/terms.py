@@ -137,7 +137,7 @@ class ConvertOptions(RunOptions):
             document["dims_of"] = dict(sorted(self.selection.dims_of))
         if self.selection.state:
             document["state"] = self.selection.state
-        if to == "torchscript" and self.model is not None:  # It may be traced on these.
+        if to in ("torchscript", "pt2") and self.model is not None:  # It may be made on these.
             document["input_shapes"] = [list(shape) for shape in self.input_shapes]
             document["inputs"] = self.inputs and self.inputs.name
         return document
@@ -179,8 +179,8 @@ class ConversionResult:
         model: The name of the model that the layers were described by; empty if there is none, or
             the file describes them itself.
         builder: How that model is built in Python: an import, and a call; empty if that is unknown.
-        made: How TorchScript was made of a live model: ``scripted``, or ``traced (…)`` with the
-            reason; empty for all else.
+        made: How an archive was made of a live model: ``scripted``, ``traced (…)`` with the
+            reason, or ``exported for …``; empty for all else.
         summaries: The numbers of each layer, by name, where the options ask for them.
         seconds: The time of each stage.
     """

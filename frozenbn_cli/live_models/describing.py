@@ -229,6 +229,8 @@ def _check_eps(name: str, in_file: LayerFacts, in_model: LayerFacts) -> None:
 def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
     """Load entries into a model strictly, which takes over their dtypes.
 
+    Archives also hold the buffers that a state dict leaves out.
+
     Raises:
         UsageError: They do not fit; all that does not is named.
     """
@@ -243,12 +245,20 @@ def load_state(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
         for name, value in own.items()
         if name.endswith(_COUNT) or not isinstance(value, Tensor) or not _is_plain(value)
     }
-    state: OrderedDict[str, Any] = OrderedDict({**kept, **entries})
+    beside = {
+        name: buffer
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if name in entries.keys() - own.keys()
+    }
+    given = {name: entry for name, entry in entries.items() if name not in beside}
+    state: OrderedDict[str, Any] = OrderedDict({**kept, **given})
     # Some modules (torchvision's MNASNet) insist on the version that a state dict is of.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     try:
         with foreign_code():
             model.load_state_dict(state, strict=True)
+            for name, buffer in beside.items():
+                buffer.data = entries[name].clone()
     except Exception as error:
         fit = fit_of(model, entries)
         raise _misfit(fit.problems or (last_line(error),), fit.advice) from error
