@@ -234,13 +234,14 @@ class Checkpoint:
         if key in self.others:
             return self.others[key]()
         keys = [part.key for part in self.state_dicts if part.key]
+        # Weights come first: an optimizer's states are many, and never meant.
         others = [other for other in self.others if other]
-        # Those with weights come first: an optimizer's states are many, and never meant.
-        named = ", ".join(map(repr, (keys or others)[:_MOST_KEYS]))
-        more = len(keys or others) - _MOST_KEYS
+        known = [*keys, *(other for other in others if "optim" not in other.lower())] or others
+        named = ", ".join(map(repr, known[:_MOST_KEYS]))
+        more = len(known) - _MOST_KEYS
         named = f"{named} and {more} more" if more > 0 else named
-        there = f"There are {named}." if len(keys or others) > 1 else f"There is {named}."
-        advice = is_it(key, keys) or is_it(key, others)
+        there = f"There {'are' if len(known) > 1 else 'is'} {named}."
+        advice = is_it(key, known) or is_it(key, others)
         advice = advice or (there if named else "The whole file is one state dict.")
         raise UsageError(f"no state dict at key {key!a}", advice=advice)
 

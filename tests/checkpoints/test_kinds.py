@@ -324,7 +324,7 @@ class TestFrozenAlready:
 
         (plan,) = layers(path).values()
         said = ConvertOptions(selection=Selection(state="live"))
-        live = convert_file(path, tmp_path / "live.st", options=said)
+        live = convert_file(path, tmp_path / "live.safetensors", options=said)
 
         assert plan.action == "leave"
         assert plan.reason
@@ -332,7 +332,9 @@ class TestFrozenAlready:
         assert [item.layer.name for item in live.plan.frozen] == ["1"]
         with pytest.raises(NothingToFreezeError):
             convert_file(path, options=ConvertOptions(selection=Selection(state="frozen")))
-        described = convert_file(path, tmp_path / "b.st", options=ConvertOptions(model=model))
+        described = convert_file(
+            path, tmp_path / "b.safetensors", options=ConvertOptions(model=model)
+        )
         assert [item.layer.name for item in described.plan.frozen] == ["1"]
 
     def test_layers_of_timm(self, tmp_path: Path) -> None:
