@@ -90,8 +90,10 @@ ADVICE = {
     "lengths_differ": "The file mixes entries of different models; save the state dict again.",
     "not_finite": "Training diverged; use an earlier checkpoint.",
     "negative_variance": "Something rewrote the variances; use the original checkpoint.",
-    "never_formed": "Train with BatchNorm first, or load pretrained weights.",
-    "hardly_formed": "Train longer with BatchNorm before freezing.",
+    "never_formed": "Train with BatchNorm first, load pretrained weights, or form them from data "
+    "with frozenbn calibrate.",
+    "hardly_formed": "Train longer with BatchNorm before freezing, or form them anew with frozenbn "
+    "calibrate.",
     "eps_unsettled": "Pass it with --eps, or keep the archive's own code with --to torchscript.",
     "eps_matters": "Pass the model's own value with --eps.",
     "eps_ambiguous": "Their layers have the same names and sizes; pass your model's with --eps.",
