@@ -250,7 +250,7 @@ def test_what_is_not_proved_is_refused_until_the_optimizer_is_given(tmp_path: Pa
     train(model, own, range(1))
     checkpoint = {"model": model.state_dict(), "optimizer": own.state_dict()}
 
-    with pytest.raises(UsageError, match=r"in several ways. Name the model with --model"):
+    with pytest.raises(UsageError, match=r"in several ways. Name the model with model"):
         convert(tmp_path / "a.pt", checkpoint)
     with pytest.raises(UsageError, match=r"in several ways. Give the optimizer as it was built"):
         convert(tmp_path / "b.pt", checkpoint, model=Network)
