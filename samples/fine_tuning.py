@@ -36,6 +36,7 @@ __all__ = [
     "fine_tune",
     "inverted",
     "measure",
+    "pale",
     "prepared",
     "rotated_and_noisy",
     "running_statistics",
@@ -49,6 +50,7 @@ _EPS = 1e-5
 _TEST_SEED = 1_000_000
 _ROTATION_DEGREES = 25.0
 _NOISE = 0.2
+_CONTRAST = 0.3
 _TIMED_ROUNDS = 200
 
 
@@ -108,6 +110,11 @@ def rotated_and_noisy(images: Tensor, generator: Generator) -> Tensor:
 def inverted(images: Tensor, _generator: Generator) -> Tensor:
     """Return the negatives of ``images``: dark strokes on a bright ground."""
     return 1 - images
+
+
+def pale(images: Tensor, _generator: Generator) -> Tensor:
+    """Return ``images`` at three tenths of their contrast."""
+    return _CONTRAST * images
 
 
 def shifted(digits: Digits, shift: Shift, *, images: int, seed: int) -> Digits:

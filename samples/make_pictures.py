@@ -1,6 +1,8 @@
-"""Draw the README's pictures of reports from real runs on the sample.
+"""Draw the pictures of reports in README and docs from real runs on the sample.
 
-python samples/make_pictures.py      # writes samples/inspect.svg, convert.svg and verify.svg
+python samples/make_pictures.py      # writes inspect.svg, convert.svg, verify.svg, calibrate.svg
+
+It needs scikit-learn: pip install '.[samples]'
 """
 
 from __future__ import annotations
@@ -14,22 +16,41 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from frozenbn_cli import ConvertOptions, VerifyOptions, convert_file, inspect_file, verify_files
+from frozenbn_cli import (
+    CalibrateOptions,
+    ConvertOptions,
+    VerifyOptions,
+    calibrate_file,
+    convert_file,
+    inspect_file,
+    verify_files,
+)
 from frozenbn_cli.live_models.target import ModelTarget
+from frozenbn_cli.reports.calibrations import describe_calibration
 from frozenbn_cli.reports.conversions import describe_conversion
 from frozenbn_cli.reports.description import Section
 from frozenbn_cli.reports.inspections import describe_inspection
 from frozenbn_cli.reports.terminal import section_report
 from frozenbn_cli.reports.verifications import describe_verification
 
+if TYPE_CHECKING or not __package__:
+    from fine_tuning import pale, shifted
+    from make_samples import read_digits
+else:
+    from samples.fine_tuning import pale, shifted
+    from samples.make_samples import read_digits
+
 SAMPLES = Path(__file__).resolve().parent
 WIDTH = 110
 MODEL = "backbone.py:Backbone"
+PALE_IMAGES = 64
 
 
 @contextmanager
@@ -67,6 +88,16 @@ def flip_a_bit(path: str) -> None:
     save_file(state, path, metadata)
 
 
+def draw_calibration() -> None:
+    """Draw how statistics of full contrast are replaced by those of pale digits."""
+    digits = shifted(read_digits(), pale, images=PALE_IMAGES, seed=0)
+    torch.save(digits.train_images, "pale.pt")
+    how = CalibrateOptions(model=ModelTarget(MODEL), data="pale.pt")
+    calibrated = calibrate_file("digits_backbone.pt", options=how)
+    command = f"frozenbn calibrate digits_backbone.pt --model {MODEL} --data pale.pt"
+    draw("calibrate", command, describe_calibration(calibrated))
+
+
 def main() -> None:
     """Draw all pictures."""
     model = ModelTarget(MODEL)
@@ -86,6 +117,8 @@ def main() -> None:
         )
         command = f"frozenbn verify digits_backbone.pt {converted.output_path} {named}"
         draw("verify", command, describe_verification(verified))
+
+        draw_calibration()
 
 
 if __name__ == "__main__":

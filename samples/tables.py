@@ -7,11 +7,19 @@ from collections.abc import Iterable, Sequence
 
 from across_ranks import RankedOutcome
 from fine_tuning import Measurements, Norm
+from going_on import GoneOn
 from rich.console import JustifyMethod
 from rich.table import Table
 from when_not_to_freeze import Trial
 
-__all__ = ["comparison", "in_percent", "outcome_table", "ranks_table", "trial_table"]
+__all__ = [
+    "comparison",
+    "going_on_table",
+    "in_percent",
+    "outcome_table",
+    "ranks_table",
+    "trial_table",
+]
 
 
 def outcome_table(measurements: Measurements) -> Table:
@@ -38,6 +46,18 @@ def trial_table(trials: Iterable[Trial]) -> Table:
     table = _table("", "Accuracy, %")
     for trial in trials:
         table.add_row(trial.name, mean_and_spread([100 * share for share in trial.accuracies], 1))
+    return table
+
+
+def going_on_table(ways: Iterable[GoneOn]) -> Table:
+    """Return a row for each way to go on from the middle of a run."""
+    table = _table("", "Loss, first\n10 steps", "Accuracy\n%")
+    for way in ways:
+        table.add_row(
+            way.name,
+            mean_and_spread(way.first_losses, 3),
+            mean_and_spread([100 * share for share in way.accuracies], 1),
+        )
     return table
 
 

@@ -1,6 +1,6 @@
 """Train with BatchNorm, freeze, fine-tune: the recipe on real data, and what it brings.
 
-    python samples/three_stages.py                  # about two minutes; draws three_stages.png
+    python samples/three_stages.py                  # about three minutes; draws three_stages.png
     python samples/three_stages.py --quick          # with fewer seeds, about a minute
     torchrun --nproc-per-node 2 samples/three_stages.py --ddp
 
@@ -32,9 +32,23 @@ try:
     from backbone import Backbone
     from fine_tuning import Measurements, Norm, Settings, measure, rotated_and_noisy, shifted
     from freezing import frozen_by_command_line, frozen_by_library, same_bits
+    from going_on import going_on
     from make_samples import BATCH_SIZE, SAMPLE_PATH, Digits, accuracy, read_digits, train
-    from tables import comparison, in_percent, outcome_table, ranks_table, trial_table
-    from when_not_to_freeze import from_scratch, never_formed, too_different
+    from tables import (
+        comparison,
+        going_on_table,
+        in_percent,
+        outcome_table,
+        ranks_table,
+        trial_table,
+    )
+    from when_not_to_freeze import (
+        CALIBRATE,
+        another_contrast,
+        from_scratch,
+        never_formed,
+        too_different,
+    )
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the recipe needs scikit-learn: pip install '.[samples]'")
 
@@ -145,6 +159,7 @@ def _in_one_process(options: argparse.Namespace, digits: Digits) -> None:
             "chance. samples/README.md says what more seeds show.",
         )
     _figure(options, measurements)
+    _in_the_middle(console, digits, settings, options)
     _when_not_to_freeze(console, trained, digits, settings, options)
     _say(console, f"\n{time.monotonic() - started:.0f} seconds in all.")
 
@@ -222,6 +237,26 @@ def _figure(options: argparse.Namespace, measurements: Measurements) -> None:
     print(f"drawn: {path}", file=sys.stderr)
 
 
+def _small_run_seeds(options: argparse.Namespace) -> range:
+    most = _QUICK_SMALL_RUN_SEEDS if options.quick else _SMALL_RUN_SEEDS
+    return range(min(options.seeds, most))
+
+
+def _in_the_middle(
+    console: Console, digits: Digits, settings: Settings, options: argparse.Namespace
+) -> None:
+    seeds = _small_run_seeds(options)
+    _heading(console, "Freezing in the middle of a run")
+    _say(
+        console,
+        f"digits, batches of {BATCH_SIZE}, AdamW, {counted(settings.epochs, 'epoch')} before and "
+        f"as many after, {counted(len(seeds), 'seed')}",
+        "",
+    )
+    ways = going_on(digits, epochs=settings.epochs, seeds=seeds)
+    print_report(console, going_on_table(ways))
+
+
 def _when_not_to_freeze(
     console: Console,
     trained: Backbone,
@@ -229,8 +264,7 @@ def _when_not_to_freeze(
     settings: Settings,
     options: argparse.Namespace,
 ) -> None:
-    most = _QUICK_SMALL_RUN_SEEDS if options.quick else _SMALL_RUN_SEEDS
-    seeds = range(min(options.seeds, most))
+    seeds = _small_run_seeds(options)
     of_seeds = counted(len(seeds), "seed")
 
     _heading(console, "When not to freeze: training from scratch")
@@ -240,12 +274,21 @@ def _when_not_to_freeze(
 
     _heading(console, "When not to freeze: statistics that were never formed")
     with tempfile.TemporaryDirectory() as folder:
-        inspected, refusal = never_formed(Path(folder))
+        inspected, refusal, calibrated = never_formed(Path(folder), digits)
     _say(console, "$ frozenbn inspect untrained.pt")
     for line in inspected.splitlines():
         if line.startswith(("error: ", "frozenbn convert ")):
             _say(console, line)
     _say(console, "$ frozenbn convert untrained.pt", refusal.strip())
+    _say(console, f"$ {CALIBRATE}")
+    for line in calibrated.splitlines():
+        if line.startswith(("calibrated ", "settled", "contents ")):
+            _say(console, line)
+    _say(console, "$ frozenbn convert untrained.calibrated.pt", "converts")
+
+    _heading(console, "When not to freeze: statistics of another contrast")
+    _say(console, f"pale digits, nothing trained, {of_seeds}", "")
+    print_report(console, trial_table(another_contrast(trained, digits, seeds=seeds)))
 
     _heading(console, "When not to freeze: a data set too different")
     _say(

@@ -1,25 +1,39 @@
-"""Small runs in which freezing is the wrong thing to do."""
+"""Small runs in which freezing is the wrong thing to do, and what new statistics do for them."""
 
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from backbone import Backbone
-from fine_tuning import Norm, Settings, fine_tune, inverted, shifted
+from fine_tuning import Norm, Settings, fine_tune, inverted, pale, shifted
 from freezing import frozenbn
 from make_samples import Digits, accuracy, train
-from torch import Tensor, nn
+from torch import nn
 
+from frozenbn_cli import calibrate_statistics
 from frozenbn_cli.nn import FrozenBatchNorm2d
 from frozenbn_cli.wording import counted
 
-__all__ = ["Trial", "from_scratch", "never_formed", "too_different"]
+__all__ = [
+    "CALIBRATE",
+    "Trial",
+    "another_contrast",
+    "from_scratch",
+    "never_formed",
+    "too_different",
+]
+
+CALIBRATE = "frozenbn calibrate untrained.pt --model backbone.py:Backbone --data digits.pt"
+"""The remedy for statistics that were never formed, as it is typed."""
 
 _LARGER_BATCH = 32
+_SOME_IMAGES = 256
+_PALE_IMAGES = 64
 # Larger batches take fewer steps, and can take longer ones.
 _LARGER_BATCH_RATE = 4.0
 
@@ -55,15 +69,41 @@ def from_scratch(digits: Digits, *, epochs: int, seeds: Iterable[int]) -> list[T
     ]
 
 
-def never_formed(folder: Path) -> tuple[str, str]:
-    """Return what `frozenbn` says about a model that was never trained: inspected, converted."""
-    path = folder / "untrained.pt"
-    torch.save(Backbone().state_dict(), path)
-    inspected = frozenbn("inspect", path.name, folder=folder)
-    converted = frozenbn("convert", path.name, folder=folder)
-    if converted.returncode != 1:
-        raise RuntimeError(f"statistics that were never formed were frozen: {converted.stderr}")
-    return inspected.stdout, converted.stderr
+def never_formed(folder: Path, digits: Digits) -> tuple[str, str, str]:
+    """Return what `frozenbn` says about a model that was never trained.
+
+    It is inspected, and refused by `convert`; with the statistics of `calibrate`, it converts.
+    """
+    torch.save(Backbone().state_dict(), folder / "untrained.pt")
+    torch.save(digits.train_images[:_SOME_IMAGES].clone(), folder / "digits.pt")
+    shutil.copy(Path(__file__).with_name("backbone.py"), folder)
+    inspected = frozenbn("inspect", "untrained.pt", folder=folder)
+    refused = frozenbn("convert", "untrained.pt", folder=folder)
+    if refused.returncode != 1:
+        raise RuntimeError(f"statistics that were never formed were frozen: {refused.stderr}")
+    run = CALIBRATE.split()[1:]
+    calibrated = frozenbn(*run, folder=folder)
+    converted = frozenbn("convert", "untrained.calibrated.pt", folder=folder)
+    for each in (calibrated, converted):
+        if each.returncode != 0:
+            raise RuntimeError(f"new statistics were not formed, or not frozen: {each.stderr}")
+    return inspected.stdout, refused.stderr, calibrated.stdout
+
+
+def another_contrast(trained: Backbone, digits: Digits, *, seeds: Iterable[int]) -> list[Trial]:
+    """Look at pale digits with the statistics of full contrast, and with new ones."""
+    before: list[float] = []
+    after: list[float] = []
+    for seed in seeds:
+        domain = shifted(digits, pale, images=_PALE_IMAGES, seed=seed)
+        calibrated = copy.deepcopy(trained)
+        calibrate_statistics(calibrated, [domain.train_images])
+        for model, found in ((trained, before), (calibrated, after)):
+            found.append(accuracy(model, domain.test_images, domain.test_labels))
+    return [
+        Trial("statistics of full contrast", tuple(before)),
+        Trial(f"calibrated on {_PALE_IMAGES} pale digits", tuple(after)),
+    ]
 
 
 def too_different(
@@ -71,7 +111,7 @@ def too_different(
 ) -> list[Trial]:
     """Fine-tune on inverted digits, with few steps of larger batches and with many of small ones.
 
-    Among the few steps is the remedy: form the statistics again on the new images, then freeze.
+    Among the few steps is what new statistics do, formed on the new images before freezing.
     """
     few = replace(
         settings,
@@ -83,11 +123,14 @@ def too_different(
         domain = shifted(digits, inverted, images=settings.images, seed=seed)
         before = accuracy(trained, domain.test_images, domain.test_labels)
         runs.setdefault("before fine-tuning", []).append(before)
-        formed_anew = with_new_statistics(trained, domain.train_images)
+        calibrated = copy.deepcopy(trained)
+        calibrate_statistics(calibrated, torch.split(domain.train_images, _LARGER_BATCH))
+        alone = accuracy(calibrated, domain.test_images, domain.test_labels)
+        runs.setdefault("calibrated, before fine-tuning", []).append(alone)
         for name, start, norm, each in (
             ("BatchNorm in train()", trained, Norm.TRAIN, few),
             ("FrozenBatchNorm2d", trained, Norm.FROZEN, few),
-            ("statistics formed anew, then frozen", formed_anew, Norm.FROZEN, few),
+            ("calibrated, then frozen", calibrated, Norm.FROZEN, few),
             ("BatchNorm in train()", trained, Norm.TRAIN, settings),
             ("FrozenBatchNorm2d", trained, Norm.FROZEN, settings),
         ):
@@ -95,19 +138,3 @@ def too_different(
             full_name = f"{name}, {counted(each.steps, 'step')} of {each.batch_size}"
             runs.setdefault(full_name, []).append(outcome.accuracy)
     return [Trial(name, tuple(accuracies)) for name, accuracies in runs.items()]
-
-
-@torch.no_grad()
-def with_new_statistics(trained: Backbone, images: Tensor) -> Backbone:
-    """Return a copy whose running statistics are the averages over batches of ``images``.
-
-    No labels are needed, and no weight changes.
-    """
-    model = copy.deepcopy(trained).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    for batch in torch.split(images, _LARGER_BATCH):
-        model(batch)
-    return model.eval()

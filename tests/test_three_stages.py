@@ -92,6 +92,16 @@ def test_a_run_prints_the_tables_and_draws_the_figure(tmp_path: Path):
     assert "layers    ✓ equal" in shown.stdout
     assert "statistics were never formed" in shown.stdout
     assert "frozenbn convert would refuse" in shown.stdout
+    assert "calibrated · 23 of 23 BatchNorm layers formed anew" in shown.stdout
+    kept, anew = (
+        rows(shown.stdout, f"frozen, {name}")[0] for name in ("optimizer kept", "new optimizer")
+    )
+    assert kept[0] != anew[0]
+    pale, calibrated = (
+        float(rows(shown.stdout, name)[0][0])
+        for name in ("statistics of full contrast", "calibrated on 64 pale digits")
+    )
+    assert calibrated > pale + 30
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
