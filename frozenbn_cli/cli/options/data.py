@@ -16,6 +16,7 @@ from frozenbn_cli.cli.option_values import (
     parse_numbers,
     whole,
 )
+from frozenbn_cli.cli.options.layers import Exclude
 from frozenbn_cli.selection import Selection
 
 if TYPE_CHECKING:
@@ -88,16 +89,7 @@ class CalibratedLayers:
             rich_help_panel=_LAYERS,
         ),
     ] = None
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave layers alone whose name matches this pattern, or that lie in the module of "
-            "this name. Repeatable.",
-            show_default=False,
-            rich_help_panel=_LAYERS,
-        ),
-    ] = None
+    exclude: Exclude = None
 
     @property
     def selection(self) -> Selection:

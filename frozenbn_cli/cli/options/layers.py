@@ -16,7 +16,7 @@ from frozenbn_cli.cli.option_values import (
 )
 from frozenbn_cli.selection import Selection
 
-__all__ = ["ForceUnhealthy", "LayerArguments", "NoRecognise"]
+__all__ = ["Exclude", "ForceUnhealthy", "LayerArguments", "NoRecognise"]
 
 _LAYERS = "Layers"
 
@@ -34,6 +34,16 @@ ForceUnhealthy = Annotated[
     typer.Option(
         "--force-unhealthy",
         help="Freeze also statistics that are broken or were never formed.",
+        rich_help_panel=_LAYERS,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Leave layers alone whose name matches this pattern, or that lie in the module of "
+        "this name. Repeatable.",
+        show_default=False,
         rich_help_panel=_LAYERS,
     ),
 ]
@@ -66,16 +76,7 @@ class LayerArguments:
             rich_help_panel=_LAYERS,
         ),
     ] = None
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave layers alone whose name matches this pattern, or that lie in the module of "
-            "this name. Repeatable.",
-            show_default=False,
-            rich_help_panel=_LAYERS,
-        ),
-    ] = None
+    exclude: Exclude = None
     dims: Annotated[
         str | None,
         typer.Option(
