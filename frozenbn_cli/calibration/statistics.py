@@ -173,7 +173,8 @@ def _layers(
 
 
 def _has_statistics(layer: Any) -> bool:
-    tensors = (layer.running_mean, layer.running_var)
+    # What is no buffer, such as a parameter, is not for data to form.
+    tensors = (layer._buffers.get("running_mean"), layer._buffers.get("running_var"))
     return all(
         isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor) and not tensor.is_meta
         for tensor in tensors

@@ -277,6 +277,19 @@ def test_layers_that_take_batch_statistics_in_eval_stay() -> None:
     assert model[0].running_mean.eq(0).all()
 
 
+def test_statistics_that_are_parameters_stay() -> None:
+    layer = nn.BatchNorm2d(3)
+    del layer.running_mean
+    layer.running_mean = nn.Parameter(torch.zeros(3))
+    model = nn.Sequential(layer, nn.BatchNorm2d(3))
+
+    found = calibrate_statistics(model, images(3, 2))
+
+    assert found.left.keys() == {"0"}
+    assert layer.running_mean.eq(0).all()
+    assert layer.running_var.eq(1).all()
+
+
 def test_half_precision_and_double_are_kept() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         model = build(small_cnn).to(dtype)
