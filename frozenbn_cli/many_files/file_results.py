@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.conversion.convert import ConversionResult
 from frozenbn_cli.errors import INTERRUPTED, FrozenBNError
 from frozenbn_cli.outputs import OutputFormat
@@ -122,7 +123,10 @@ def exit_code_of(results: Collection[FileResult], total: int | None = None) -> i
 
 def without_tensors(result: ConversionResult) -> ConversionResult:
     """Return a result that holds no file open, and can be sent from process to process."""
-    layers = tuple(
-        replace(item, layer=replace(item.layer, tensors={})) for item in result.plan.layers
-    )
-    return replace(result, plan=replace(result.plan, layers=layers), entries=())
+    others = {key: _without_tensors(plan) for key, plan in result.others.items()}
+    return replace(result, plan=_without_tensors(result.plan), others=others, entries=())
+
+
+def _without_tensors(plan: Plan) -> Plan:
+    layers = (replace(item, layer=replace(item.layer, tensors={})) for item in plan.layers)
+    return replace(plan, layers=tuple(layers))

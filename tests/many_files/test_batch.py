@@ -439,3 +439,19 @@ def test_a_worker_of_another_version_converts_nothing(zoo: Path) -> None:
     assert refused.exit_code == 4
     assert not job.file.output_dir.exists()
     assert convert_one(job).state == "done"
+
+
+def test_a_report_gets_whole_results_that_hold_no_file(zoo: Path, tmp_path: Path) -> None:
+    options = replace(FAST, summarize=True)
+
+    results = convert_here(zoo, output_dir=tmp_path / "out", options=options)
+
+    whole = {result.path.name: result.conversion for result in results if result.conversion}
+    assert {name: found.outcome for name, found in whole.items()} == {
+        result.path.name: result.summary.outcome for result in results if result.summary
+    }
+    for found in whole.values():
+        assert found.plan.layers
+        assert not any(item.layer.tensors for item in found.plan.layers)
+    again = convert_here(zoo, output_dir=tmp_path / "out2")
+    assert not any(result.conversion for result in again)
