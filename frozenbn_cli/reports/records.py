@@ -84,7 +84,7 @@ def _others(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _model(options: Mapping[str, Any]) -> str:
-    """Return what built the model, without the digest of its code and arguments."""
+    """Return what built the model, and the digest of its code and arguments."""
     identity = str(options.get("model") or "")
     target, _, digest = identity.rpartition(" ")
     return f"{target} (code and arguments: {digest})" if target else identity
