@@ -72,8 +72,11 @@ def _others(options: Mapping[str, Any]) -> Iterator[str]:
     for name, words in (("strip_prefix", "taken off"), ("add_prefix", "put in front")):
         if options.get(name):
             yield f"{options[name]} {words}"
-    if options.get("eps") is not None:
-        yield f"eps {options['eps']} given"
+    for name, words in (("eps", "eps"), ("target_eps", "target eps")):
+        if options.get(name) is not None:
+            yield f"{words} {options[name]} given"
+    if options.get("optimizer"):
+        yield f"optimizer {options['optimizer']}"
     for name, words in _FLAGS.items():
         if options.get(name):
             yield words

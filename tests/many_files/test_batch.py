@@ -5,6 +5,7 @@ import json
 import pickle
 from concurrent.futures import Executor, Future
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from frozenbn_cli.many_files.batch import convert_one
 from frozenbn_cli.many_files.file_results import exit_code_of
 from tests.builders.files import batch_norm, nested, save, small_state
 
-FAST = ConvertOptions(verify=False)
+DATE = datetime(2030, 1, 2, tzinfo=timezone.utc)
+FAST = ConvertOptions(verify=False, date=DATE)
 
 
 class Here(Executor):

@@ -206,7 +206,7 @@ class TestHTML:
         assert [item["href"] for item in parsed.all("a")] == ["#s1", "#s2", "#s3"]
         assert "Sound" in parsed.text
         assert "Unhealthy" in parsed.text
-        assert "gone/missing.pt: there is no such file" in parsed.text
+        assert "gone/missing.pt: cannot be read" in parsed.text
 
     def test_many_layers_take_little_space(self, tmp_path: Path) -> None:
         state = {}
