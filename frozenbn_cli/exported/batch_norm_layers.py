@@ -130,8 +130,9 @@ class Layers:
         return (spec.target or None) if spec else None
 
     def takers(self, layer: Layer, roles: tuple[str, ...] = STATISTICS) -> list[Reader]:
-        """Return what reads the statistics of a layer."""
-        names = [joined(layer.name, role) for role in roles]
+        """Return what reads the statistics of a layer, under any of its names."""
+        own = [joined(layer.name, role) for role in roles]
+        names = dict.fromkeys(alias for name in own for alias in self.aliases(name))
         values = [value for name in names for value in self.graph.inputs_of(name)]
         return [reader for value in values for reader in self.graph.readers(value)]
 

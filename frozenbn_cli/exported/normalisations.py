@@ -10,7 +10,14 @@ from typing import Any
 from frozenbn_cli.errors import DamagedFileError
 from frozenbn_cli.exported.program_graph import Place, ProgramGraph, Value, argument_of, names_in
 
-__all__ = ["STATISTICS", "Normalisation", "Operator", "find_normalisations", "is_instance_norm"]
+__all__ = [
+    "STATISTICS",
+    "Normalisation",
+    "Operator",
+    "find_normalisations",
+    "is_batch_norm",
+    "is_instance_norm",
+]
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -104,6 +111,11 @@ def find_normalisations(graph: ProgramGraph) -> list[Normalisation]:
         DamagedFileError: A node lacks an argument that its operator has.
     """
     return list(_found(graph))
+
+
+def is_batch_norm(target: str) -> bool:
+    """Return whether an operator normalises as BatchNorm does."""
+    return target in _OPERATORS
 
 
 def is_instance_norm(target: str) -> bool:

@@ -171,7 +171,9 @@ def _other_record(checkpoint: Checkpoint, part: StateDict, written: Written) -> 
     own = rewritable(checkpoint, part)
     if written.rewriting is None or own is None:
         return None
-    return other_record(written.path, own, written.rewriting)
+    with open_checkpoint(written.path) as output:
+        change = own.other_change(output, written.layers)
+    return change or other_record(written.path, own, written.rewriting)
 
 
 def _verify_model(

@@ -161,8 +161,11 @@ def test_a_result_is_saved_and_loaded_again(mode: str, decomposed: bool, tmp_pat
         convert(again)
 
 
-def test_a_second_conversion_finds_nothing_to_do(tmp_path: Path) -> None:
-    output = convert(write(tmp_path / "a.pt2", program_of(Plain))).output_path
+@pytest.mark.parametrize("make", [Plain, TwoNames, ReadCount])
+def test_a_second_conversion_finds_nothing_to_do(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    output = convert(write(tmp_path / "a.pt2", program_of(make))).output_path
 
     with pytest.raises(NothingToFreezeError):
         convert(output)
