@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from frozenbn_cli import load_frozen
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
 from frozenbn_cli.inspection import inspect_file
@@ -245,6 +248,39 @@ class TestSelection:
             "flat": "BatchNorm1d", "line": "BatchNorm1d", "volume": "BatchNorm3d"
         }  # fmt: skip
 
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_layers_of_all_dimensions_are_frozen_where_that_is_asked_for(
+        self, mode: str, tmp_path: Path
+    ) -> None:
+        path = write(tmp_path / "a.pt2", program_of(AllDimensions, mode))
+
+        result = convert(path, dims=(1, 2, 3))
+
+        names = ["flat", "line", "plane", "volume"]
+        assert sorted(frozen(result)) == names
+        assert_frozen(result.output_path, AllDimensions, names)
+        inspected = inspect_file(result.output_path).state_dicts[0].plan
+        types = {item.layer.name: (item.layer.type_name or "")[-2:] for item in inspected.layers}
+        assert types == {"flat": "1d", "line": "1d", "plane": "2d", "volume": "3d"}
+
+
+class TestOtherFormats:
+    @pytest.mark.parametrize(("to", "suffix"), [("safetensors", ".safetensors"), ("torch", ".pt")])
+    def test_the_state_dict_of_a_program(self, to: str, suffix: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.pt2", program_of(Plain, "train"))
+
+        result = convert(path, to=to, verify=True)
+
+        assert result.output_path == tmp_path / f"a.frozen{suffix}"
+        assert [claim.status for claim in result.claims[:2]] == ["equal", "equal"]
+        model = load_frozen(Plain(), result.output_path).eval()
+        with torch.no_grad():
+            assert_same_bits(model(IMAGES), outputs_in_eval(Plain))
+
+    def test_no_training_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedFileError, match=r"a file that torch\.save wrote"):
+            convert(write(tmp_path / "a.pt2", program_of(Plain)), to="checkpoint")
+
 
 class TestCounts:
     def test_a_count_that_something_reads_stays(self, tmp_path: Path) -> None:
@@ -409,3 +445,18 @@ def test_a_frozen_program_trains_as_the_frozen_model_does(tmp_path: Path) -> Non
     trained = dict(model.state_dict())
     for name, tensor in program.state_dict().items():
         torch.testing.assert_close(tensor, trained[name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing compiles here")
+def test_a_result_is_compiled_ahead_of_time(tmp_path: Path) -> None:
+    output = convert(write(tmp_path / "a.pt2", program_of(Plain, "train"))).output_path
+    inductor = pytest.importorskip("torch._inductor")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = inductor.aoti_compile_and_package(
+            load(output), package_path=str(tmp_path / "compiled.pt2")
+        )
+        found = inductor.aoti_load_package(package)(IMAGES)
+
+    torch.testing.assert_close(found, outputs_in_eval(Plain))
