@@ -149,7 +149,7 @@ class _Conversion:
         with self._stages.timed("plan"), located(self._place):
             parts = self._parts()
             if self._is_alone:  # Among several files, an option may have an effect on another.
-                is_made = FORMATS[self._to].is_program and own_format(self._checkpoint) is None
+                is_made = FORMATS[self._to].is_program and own_format(self._checkpoint) != self._to
                 not_run = "" if self._options.verify or is_made else NOTHING_IS_RUN
                 check_used(self._options, (self._checkpoint, parts[0]), not_run=not_run)
             if self._checkpoint.script and self._options.verify and not self._options.dry_run:

@@ -275,7 +275,7 @@ class _Verification:
         options = self._options
         before = self._before, self._before.state_dict(options.key)
         after = self._after, self._converted_part()
-        runs_itself = self._after.script or (
+        runs_itself = own_format(self._after) or (
             options.model is None and (after[1].is_module or self._before.script)
         )
         check_used(options, before, after if runs_itself else before)

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,20 @@ import torch
 from torch import nn
 
 from tests.builders.models import perturb
+from tests.builders.programs import records, saved, write_records
 
 Document = dict[str, Any]
 Edit = Callable[[Document], None]
 
-DEPLOYED = "deployed_by_the_file"
-"""A module that only a hostile program imports; it leaves a trace as all others do."""
+_DEPLOYED = "deployed_by_the_file"
+_PROGRAM = "models/model.json"
 
 
 def export(model: nn.Module, path: Path, *inputs: torch.Tensor, **options: Any) -> Path:
     """Save a program of a model as it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, inputs, strict=False, **options)
-        torch.export.save(program, path)
+        path.write_bytes(saved(torch.export.export(model, inputs, strict=False, **options)))
     return path
 
 
@@ -38,29 +37,20 @@ def small_program(path: Path) -> Path:
     return export(model, path, torch.rand(2, 3, 4, 4))
 
 
-def edited(path: Path, out: Path, edit: Edit, records: Mapping[str, bytes] | None = None) -> Path:
-    """Write a program with another JSON, and with other records in the same folder.
+def edited(path: Path, out: Path, edit: Edit, more: Mapping[str, bytes] | None = None) -> Path:
+    """Write a program with another JSON, and with other records.
 
     Args:
         path: The program.
         out: Where the other one goes.
         edit: Changes the JSON in place.
-        records: By name without the folder.
+        more: Records by name, without the folder around them.
     """
-    replaced = dict(records or {})
-    with zipfile.ZipFile(path) as before, zipfile.ZipFile(out, "w") as after:
-        root = before.namelist()[0].partition("/")[0]
-        for name in before.namelist():
-            content = before.read(name)
-            short = name.partition("/")[2]
-            if short == "models/model.json":
-                document = json.loads(content)
-                edit(document)
-                content = json.dumps(document).encode()
-            after.writestr(name, replaced.pop(short, content))
-        for short, content in replaced.items():
-            after.writestr(f"{root}/{short}", content)
-    return out
+    content = records(path)
+    document = json.loads(content[_PROGRAM])
+    edit(document)
+    changed = {_PROGRAM: json.dumps(document).encode(), **(more or {})}
+    return write_records(out, content | changed)
 
 
 def graph_of(document: Document) -> Document:
@@ -120,7 +110,7 @@ def _argument_name(code: str) -> Edit:
 
 def _enumeration(_: str) -> Edit:
     def edit(document: Document) -> None:
-        context = json.dumps([{"__enum__": True, "fqn": f"{DEPLOYED}:Kind", "name": "ONE"}])
+        context = json.dumps([{"__enum__": True, "fqn": f"{_DEPLOYED}:Kind", "name": "ONE"}])
         tree = json.loads(_signature(document)["out_spec"])
         leaf = {"type": None, "context": None, "children_spec": []}
         tree[1] = {"type": "builtins.dict", "context": context, "children_spec": [leaf]}
@@ -177,9 +167,7 @@ def in_a_record(way: str, path: Path, code: str) -> dict[str, bytes]:
     """Return the records that make a program execute code, by what is done to them."""
     hostile = touching(code)
     if way == "a pickled weight":
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("model_weights_config.json"))
-            config = json.loads(archive.read(name))
+        config = json.loads(records(path)["data/weights/model_weights_config.json"])
         first = next(iter(config["config"].values()))
         first |= {"use_pickle": True, "path_name": "weight_99"}
         return {
@@ -220,6 +208,15 @@ IN_A_RECORD = (
     "weights of PyTorch 2.8",
     "constants of PyTorch 2.8",
 )
+
+
+def canary_of(folder: Path) -> tuple[Path, str]:
+    """Return a file that is not there, and the code that makes it; a module does so too."""
+    canary = folder / "canary"
+    code = f"open('{canary}','w').close()"
+    deployed = f"import enum\n{code}\nclass Kind(enum.Enum):\n    ONE = 1\n"
+    (folder / f"{_DEPLOYED}.py").write_text(deployed)
+    return canary, code
 
 
 def hostile_program(way: str, folder: Path, code: str) -> Path:

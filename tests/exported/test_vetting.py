@@ -15,19 +15,22 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.exported.program_archive import ProgramArchive
 from frozenbn_cli.exported.vetting import unsafe_in
 from tests.builders.hostile_programs import (
-    DEPLOYED,
     IN_A_RECORD,
     IN_THE_PROGRAM,
     Document,
+    canary_of,
     edited,
     export,
     graph_of,
     hostile_program,
     rename,
     small_program,
+    touching,
     unchanged,
 )
+from tests.builders.programs import records, write_records
 
+WRITTEN_BY = Path(__file__).parent / "written_by"
 ONE = torch.rand(2, 3, 8, 8)
 NOT_PYTHON = {"a custom object", "compiled code"}
 REFUSED_BY_PYTORCH = {"the target of a node"}
@@ -107,10 +110,7 @@ def test_a_program_in_training_mode_is_safe(tmp_path: Path) -> None:
 def test_every_way_to_execute_something_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    canary = tmp_path / "canary"
-    code = f"open('{canary}','w').close()"
-    deployed = f"import enum\n{code}\nclass Kind(enum.Enum):\n    ONE = 1\n"
-    (tmp_path / f"{DEPLOYED}.py").write_text(deployed)
+    canary, code = canary_of(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     path = hostile_program(way, tmp_path, code)
     assert unsafe(path)
@@ -189,7 +189,7 @@ def test_a_record_without_bytes_is_not_of_any_size(tmp_path: Path, plain: Path) 
 
 def test_another_record_may_be_anything(tmp_path: Path, plain: Path) -> None:
     path = edited(plain, tmp_path / "other.pt2", unchanged, {"executorch/a": b"", "extra/a": b""})
-    assert unsafe(path) == ["record plain/executorch/a"]
+    assert unsafe(path) == ["record archive/executorch/a"]
 
 
 def test_example_inputs_of_plain_tensors_are_safe(tmp_path: Path, plain: Path) -> None:
@@ -197,7 +197,7 @@ def test_example_inputs_of_plain_tensors_are_safe(tmp_path: Path, plain: Path) -
     assert unsafe(plain) == []
     record = {"data/sample_inputs/model.pt": b"no ZIP archive"}
     path = edited(plain, tmp_path / "other.pt2", unchanged, record)
-    assert unsafe(path) == ["what is no pickle of tensors in plain/data/sample_inputs/model.pt"]
+    assert unsafe(path) == ["what is no pickle of tensors in archive/data/sample_inputs/model.pt"]
 
 
 def _records(path: Path) -> list[str]:
@@ -206,6 +206,24 @@ def _records(path: Path) -> list[str]:
         return [name for name, one in ZipArchive(source).records.items() if one.size_bytes]
     finally:
         source.close()
+
+
+@pytest.mark.parametrize("part", ["state_dict", "constants", "example_inputs"])
+def test_pickles_of_pytorch_2_6_are_searched_too(tmp_path: Path, part: str) -> None:
+    canary, code = canary_of(tmp_path)
+    content = records(WRITTEN_BY / "2.6-eval.pt2")
+    content[f"serialized_{part}.pt"] = touching(code)
+    path = write_records(tmp_path / "hostile.pt2", content, root="")
+    assert unsafe(path) == [f"__builtin__.eval in serialized_{part}.pt"]
+    assert not canary.exists()
+    _load_and_run(path)
+    assert canary.exists()
+
+
+def test_an_archive_of_two_layouts_is_not_safe(tmp_path: Path) -> None:
+    content = {**records(WRITTEN_BY / "2.6-eval.pt2"), "a/archive_format": b"pt2"}
+    path = write_records(tmp_path / "both.pt2", content, root="")
+    assert unsafe(path) == ["record a/archive_format"]
 
 
 def test_renaming_an_input_is_no_edit_that_is_unsafe(tmp_path: Path, plain: Path) -> None:

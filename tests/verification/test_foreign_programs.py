@@ -8,7 +8,7 @@ from frozenbn_cli.cli import run
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError
 from frozenbn_cli.verification.claims import Claim
-from tests.builders.hostile_programs import DEPLOYED, IN_A_RECORD, IN_THE_PROGRAM, hostile_program
+from tests.builders.hostile_programs import IN_A_RECORD, IN_THE_PROGRAM, canary_of, hostile_program
 
 
 def model_claim(result: ConversionResult) -> Claim:
@@ -19,10 +19,7 @@ def model_claim(result: ConversionResult) -> Claim:
 def test_no_command_executes_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    canary = tmp_path / "canary"
-    code = f"open('{canary}','w').close()"
-    deployed = f"import enum\n{code}\nclass Kind(enum.Enum):\n    ONE = 1\n"
-    (tmp_path / f"{DEPLOYED}.py").write_text(deployed)
+    canary, code = canary_of(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     path = hostile_program(way, tmp_path, code)
     plain = tmp_path / "plain.pt2"
