@@ -152,8 +152,9 @@ class _Conversion:
                 is_made = FORMATS[self._to].is_program and own_format(self._checkpoint) != self._to
                 not_run = "" if self._options.verify or is_made else NOTHING_IS_RUN
                 check_used(self._options, (self._checkpoint, parts[0]), not_run=not_run)
-            if self._checkpoint.script and self._options.verify and not self._options.dry_run:
-                apart.prepare()  # Beside the plan too, since it takes seconds.
+            own = own_format(self._checkpoint)
+            if own and self._options.verify and not self._options.dry_run:
+                self._prepare()  # Beside the plan too, since it takes seconds.
             self._models = tuple(map(self._planned, parts))
             main = next((model for model in self._models if model.frozen), self._models[0])
             part, plan, self._retargeting = main.part, main.plan, main.retargeting
@@ -293,12 +294,16 @@ class _Conversion:
         kept = {f"{name}.num_batches_tracked" for name in self._rewriting.kept_counts}
         return replace(plan, edits=tuple(edit for edit in plan.edits if edit.entry not in kept))
 
+    def _prepare(self) -> None:
+        """Start the process that runs code of the file."""
+        apart.prepare(for_programs="pt2" in (self._to, own_format(self._checkpoint)))
+
     def _convert(
         self, planned: ConversionResult, part: StateDict, output: AtomicOutput
     ) -> ConversionResult:
         plan = planned.plan
         if self._options.verify and self._options.runs_code_of(self._checkpoint, part):
-            apart.prepare(for_programs=self._to == "pt2" or self._checkpoint.program is not None)
+            self._prepare()
         kept = {name: part.entries[name] for name in plan.kept(part.entries)}
         kept |= self._retargeting.entries(plan) if self._retargeting else {}
         writer, record = self._write(output, kept, part, plan)

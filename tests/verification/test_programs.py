@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
+from frozenbn_cli.selection import Selection
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.files import verify_files
 from frozenbn_cli.verification.terms import VerifyOptions
+from tests.builders import programs
 from tests.builders.archives import script
 from tests.builders.files import save
 from tests.builders.hostile_programs import Document, edited, export
@@ -83,8 +85,6 @@ def test_one_in_training_mode_against_its_layers_in_eval(tmp_path: Path) -> None
 
 
 def test_a_layer_that_is_left_in_training_mode_is_left_in_both(tmp_path: Path) -> None:
-    from frozenbn_cli.selection import Selection
-
     path = program(tmp_path / "a.pt2", net().train())
     result = convert(path, selection=Selection.of("bn"))
     assert model_claim(result).status == "equal"
@@ -140,3 +140,28 @@ def test_one_that_pytorch_cannot_load_is_not_verified(tmp_path: Path) -> None:
     claim = model_claim(convert(path))
     assert claim.status == "not verified"
     assert claim.detail.startswith("PyTorch cannot load the input here: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decomposed", [False, True], ids=["training IR", "decomposed"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        programs.Plain,
+        programs.Twice,
+        programs.SharedWeight,
+        programs.WithoutGradient,
+        programs.Autocast,
+        programs.ReadStatistics,
+        programs.ReadCount,
+        programs.Unused,
+        programs.half,
+    ],
+)
+def test_the_original_shows_what_the_rewriting_has_to_come_to(
+    tmp_path: Path, make: Any, mode: str, decomposed: bool
+) -> None:
+    path = tmp_path / "a.pt2"
+    path.write_bytes(programs.program_of(make, mode, decomposed=decomposed))
+    assert model_claim(convert(path)).status == "equal"
