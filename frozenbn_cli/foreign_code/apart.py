@@ -87,13 +87,28 @@ def run_apart(
         ) from error
     with _lock:
         try:
-            served = _server().serve(called, timeout)
+            served = _served(called, timeout)
         except BaseException:
             _drop_server()
             raise
     if say and served.words:
         say(served.words.decode("utf-8", "backslashreplace"))
     return _result(served)
+
+
+def _served(called: bytes, timeout: float) -> _Served:
+    """Have a job run, by a new process where the one that was there is about to end."""
+    with contextlib.suppress(_Ending):
+        return _server().serve(called, timeout)
+    _drop_server()
+    try:
+        return _server().serve(called, timeout)
+    except _Ending:
+        raise JobFailed("the process that runs it has ended") from None
+
+
+class _Ending(Exception):  # noqa: N818  # It is told by another process.
+    """The process took no job: it ends by itself when none came for long."""
 
 
 @dataclass(slots=True)
@@ -162,19 +177,22 @@ class _Server:
 
         Raises:
             JobFailed: There is no process to run it, or it ran out of time.
+            _Ending: This process takes no more jobs.
         """
         with contextlib.ExitStack() as stack:
             (job, to_job), (result, from_job), (words, from_model) = (
                 [stack.enter_context(file) for file in _pipe()] for _ in range(3)
             )
             theirs = (job, from_job, from_model)
-            socket.send_fds(self._control, [b"j"], [file.fileno() for file in theirs])
-            for file in theirs:
-                file.close()
             try:
+                socket.send_fds(self._control, [b"j"], [file.fileno() for file in theirs])
+                for file in theirs:
+                    file.close()
                 process_id = self._number(_START_SECONDS)
             except TimeoutError:
                 raise JobFailed("no process could be started for it") from None
+            except (OSError, JobFailed) as error:
+                raise _Ending from error
             deadline = time.monotonic() + timeout
             served = _Served()
             try:

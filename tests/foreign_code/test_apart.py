@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.foreign_code.apart import CAN_RUN, JobFailed, run_apart
 from frozenbn_cli.stages import telling
 from tests.foreign_code import jobs
@@ -46,6 +47,17 @@ def test_tells_the_steps_of_a_job_and_nothing_that_is_none() -> None:
 
 def test_jobs_find_pytorch_imported() -> None:
     assert run_apart(partial(jobs.is_imported, "torch"), timeout=100) is True
+
+
+def test_a_process_that_is_about_to_end_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when no job came for long, and is still there for a moment."""
+    assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
+    (server,) = apart._servers
+    server._process.kill()
+    server._process.wait()
+    monkeypatch.setattr(type(server), "is_there", property(lambda _: True))
+
+    assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
 
 
 def test_takes_a_job_of_many_bytes() -> None:
