@@ -140,7 +140,7 @@ def test_refuses_a_folder(tmp_path: Path) -> None:
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file") as caught:
+    with pytest.raises(InputError, match="there is no such file") as caught:
         open_checkpoint(tmp_path / "missing.pt")
 
     assert caught.value.exit_code == 3

@@ -122,7 +122,7 @@ def test_a_detector_whose_weights_have_another_eps_is_not_guessed(
 
 @pytest.mark.parametrize(
     ("target", "advice"),
-    [("timm:resnet81d", "resnet18d"), ("torchvision:resnt18", "Is it resnet18")],
+    [("timm:resnet81d", "resnet18d"), ("torchvision:resnt18", "Is it 'resnet18'")],
 )
 def test_a_typo_names_what_is_near(tmp_path: Path, target: str, advice: str) -> None:
     with pytest.raises(UsageError, match="has no model") as caught:

@@ -257,7 +257,7 @@ class TestFiles:
         ({"runs": 10**9}, "runs 1000000000: expected 1 to 100"),
         ({"seed": -1}, "seed -1"),
         ({"inputs": Path("a"), "input_shapes": ((1,),)}, "also by shapes"),
-        ({"inputs": Path("a"), "runs": 2}, "also by shapes or a number of runs"),
+        ({"inputs": Path("a"), "runs": 2}, "also by shapes, runs or a seed"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

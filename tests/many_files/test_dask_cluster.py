@@ -27,7 +27,7 @@ import os, time
 from pathlib import Path
 from frozenbn_cli.conversion import convert as conversion
 
-check, victim = conversion._check_record, Path(os.environ["VICTIM"])
+check, victim = conversion.check_record, Path(os.environ["VICTIM"])
 
 def wait_once(path, *arguments):
     if path.name.startswith(".model3") and not victim.exists():
@@ -37,7 +37,7 @@ def wait_once(path, *arguments):
             time.sleep(1)
     check(path, *arguments)
 
-conversion._check_record = wait_once
+conversion.check_record = wait_once
 """
 
 
