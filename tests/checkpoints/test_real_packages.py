@@ -97,10 +97,18 @@ def test_lightning(tmp_path: Path, output: Path) -> None:
     converted(tmp_path / "last.ckpt", module.model, output, strip_prefix="model.", force=True)
 
 
+class Items(list[Any]):
+    """A data set that fastai can export."""
+
+    def new_empty(self) -> Items:
+        return self
+
+
 def test_fastai(tmp_path: Path, output: Path) -> None:
     learner_module = pytest.importorskip("fastai.learner")
     loaders = pytest.importorskip("fastai.data.core").DataLoaders
-    data = loaders.from_dsets([(torch.ones(3, 8, 8), 0)] * 4, [], bs=2)
+    items = Items([(torch.ones(3, 8, 8), 0)] * 4)
+    data = loaders.from_dsets(items, items, bs=2)
     model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     learner = learner_module.Learner(data, model, loss_func=nn.CrossEntropyLoss(), path=tmp_path)
     saved = learner.save("stage-1")
