@@ -8,6 +8,7 @@ import pytest
 # Interrupts itself when a module is looked for, as a user may in the midst of an import.
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 
 WANTED = sys.argv.pop(1)
 
@@ -40,6 +41,7 @@ def test_an_interrupted_import_is_no_traceback(module: str) -> None:
 # What an import makes of an interruption: some libraries turn it into an error of their own.
 TURNED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 from frozenbn_cli import cli
 from frozenbn_cli.conversion import convert as conversion
 
