@@ -98,9 +98,9 @@ class Sink:
             hint = "--all shows each file" if is_folded else ""
             self.show(overview_report(sections, self.console, hint=hint))
         for section in () if is_folded else sections:
+            if not section.files[0].facts:  # It could not be read, as was told by now.
+                continue
             if len(sections) > 1:
-                if not section.files[0].facts:  # It could not be read, as was told by now.
-                    continue
                 self.show(Text())
             self.show(section_report(section, self.console, all_layers=all_layers))
 

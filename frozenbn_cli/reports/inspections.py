@@ -75,7 +75,8 @@ def _verdict(inspection: Inspection) -> Verdict:
     plans = [item for part in inspection.state_dicts for item in part.plan.layers]
     severities = {finding.severity for item in plans for finding in item.findings}
     if inspection.has_errors:
-        return Verdict("bad", "Unhealthy", detail)
+        words = "Unhealthy" if "error" in severities else "Calls foreign code"
+        return Verdict("bad", words, detail)
     if any(part.misfits for part in inspection.state_dicts):
         return Verdict("bad", "Does not fit the model", detail)
     if not any(item.selected for item in plans):
