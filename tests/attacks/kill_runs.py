@@ -10,6 +10,7 @@ Ends with 1 if an output is partial, changed, or there beside a wrong one.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -79,7 +80,7 @@ def main(kills: int, seed: int) -> int:
     """Kill as many runs; return how many left something wrong."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         inputs, outputs = Path(name, "in"), Path(name, "out")
         _write_inputs(inputs)
         done = ("convert", str(inputs / "a.pth"), "-o", str(inputs / "done.safetensors"), "-q")
@@ -123,7 +124,7 @@ def _killed(command: tuple[str, ...], seconds: float) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return True
     return False
