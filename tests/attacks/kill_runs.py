@@ -104,9 +104,7 @@ def main(kills: int, seed: int) -> int:
                 path.unlink(missing_ok=True)  # A worker that lives on tidies up.
         counts["inputs changed"] = int(_hashes(inputs) != before)
     wrong = counts["partial outputs"] + counts["inputs changed"]
-    sys.stdout.write(
-        f"{dict(counts)}; partial outputs: {counts['partial outputs']}\n"
-    )
+    sys.stdout.write(f"{dict(counts)}; partial outputs: {counts['partial outputs']}\n")
     return wrong
 
 

@@ -110,7 +110,7 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
         "a Git LFS pointer",
     ),
     "random": (b"\x07" + random.Random(0).randbytes(500), "bytes 07"),
-    "text": (b"epoch,loss\n1,0.5\n", "bytes 65 70"),
+    "text": (b"epoch,loss\n1,0.5\n", "text, which begins with 'epoch,loss"),
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
     "bare_pickle": (write_pickle({"a": 1}), "expected a state dict"),
     "one_byte": (b"\x80", "bytes 80"),

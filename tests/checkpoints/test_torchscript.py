@@ -218,10 +218,10 @@ def test_code_that_always_trains_is_not_called_traced(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_a_layer_says_by_its_name_of_which_dimensions_it_is(tmp_path: Path, how: str) -> None:
+def test_the_use_of_a_layer_says_of_which_dimensions_it_is(tmp_path: Path, how: str) -> None:
     path = make(how, Pooled(MyBatchNorm1d(4)), tmp_path / "a.pt", IMAGE)
 
-    assert layers_of(path)["rest"].reason == "BatchNorm1d"
+    assert layers_of(path)["rest"].reason == "BatchNorm1d, inferred from the code that uses it"
 
 
 @BOTH
