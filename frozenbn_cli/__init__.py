@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from frozenbn_cli.nn import FrozenBatchNormNd as FrozenBatchNormNd
     from frozenbn_cli.nn import frozen_batch_norm as frozen_batch_norm
     from frozenbn_cli.selection import Selection as Selection
-    from frozenbn_cli.verification.files import VerificationResult as VerificationResult
     from frozenbn_cli.verification.files import verify_files as verify_files
+    from frozenbn_cli.verification.terms import VerificationResult as VerificationResult
     from frozenbn_cli.verification.terms import VerifyOptions as VerifyOptions
 
 _HOMES = {
@@ -57,7 +57,7 @@ _HOMES = {
     "Inspection": "inspection",
     "LoadReport": "loading",
     "Selection": "selection",
-    "VerificationResult": "verification.files",
+    "VerificationResult": "verification.terms",
     "VerifyOptions": "verification.terms",
     "calibrate_file": "calibration.calibrate",
     "calibrate_statistics": "calibration.statistics",

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from frozenbn_cli.cli.sink import Sink
 from frozenbn_cli.reports.documents import verification_document
 from frozenbn_cli.reports.verifications import describe_verification
 from frozenbn_cli.stages import import_torch_for, telling
-from frozenbn_cli.verification.terms import VerifyOptions
-
-if TYPE_CHECKING:
-    from frozenbn_cli.verification.files import VerificationResult
+from frozenbn_cli.verification.terms import VerificationResult, VerifyOptions
 
 __all__ = ["run"]
 

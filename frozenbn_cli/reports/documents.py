@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.conversion.convert import ConversionResult
@@ -15,9 +15,7 @@ from frozenbn_cli.inspection import FIRST_DECADE, InspectedStateDict, Inspection
 from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult, exit_code_of
 from frozenbn_cli.training.reconciling import Reconciled
 from frozenbn_cli.verification.claims import Claim, Measure, verdict
-
-if TYPE_CHECKING:
-    from frozenbn_cli.verification.files import VerificationResult
+from frozenbn_cli.verification.terms import VerificationResult
 
 __all__ = [
     "SCHEMA_VERSION",

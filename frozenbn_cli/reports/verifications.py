@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from frozenbn_cli.batch_norms.plan import LayerPlan
 from frozenbn_cli.reports.console import printable
@@ -20,10 +19,7 @@ from frozenbn_cli.reports.words import (
     took_text,
     verdict_words,
 )
-
-if TYPE_CHECKING:
-    from frozenbn_cli.verification.files import VerificationResult
-    from frozenbn_cli.verification.recorded import Recorded
+from frozenbn_cli.verification.terms import Recorded, VerificationResult
 
 __all__ = ["describe_verification"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
 from frozenbn_cli.batch_norms.record import ConversionRecord
-from frozenbn_cli.batch_norms.summaries import Summary, summaries_of
+from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.containers.fingerprint import fingerprint
@@ -29,7 +29,7 @@ from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.checkpoints import merged
-from frozenbn_cli.verification.claims import Claim, Verdict, verdict, with_required
+from frozenbn_cli.verification.claims import Claim, with_required
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import Tolerance
 from frozenbn_cli.verification.freezing import (
@@ -45,67 +45,16 @@ from frozenbn_cli.verification.freezing import (
 from frozenbn_cli.verification.layers import verify_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
-from frozenbn_cli.verification.recorded import Recorded, are_swapped, check_order, recorded_of
+from frozenbn_cli.verification.recorded import are_swapped, check_order, recorded_of
 from frozenbn_cli.verification.recorded_edits import contents_of_all, recorded_keys
 from frozenbn_cli.verification.records import other_record
-from frozenbn_cli.verification.terms import VerifyOptions
+from frozenbn_cli.verification.terms import Recorded, VerificationResult, VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_part
 from frozenbn_cli.version import __version__
 from frozenbn_cli.wording import listed
 
 __all__ = ["VerificationResult", "verify_files"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerificationResult:
-    """What a verification found out.
-
-    Attributes:
-        original_path: The file before.
-        original_kind: What it holds, and how it is stored.
-        original_bytes: Its size.
-        converted_path: The file after.
-        converted_kind: What it holds, and how it is stored.
-        converted_bytes: Its size.
-        original_sha256: None where the options do not ask for it.
-        converted_sha256: As above.
-        key: Where in the original the state dict stands; empty if it is the whole file.
-        recorded: What was taken from the record of the converted file.
-        plan: The layers of the original, findings, and which should be frozen.
-        frozen: The layers that the converted file froze, with the eps of each.
-        live: Why BatchNorm layers of the original were not to be frozen, by name.
-        tolerance: Within which values were called equal.
-        claims: Contents, layers, model.
-        swapped: Whether it looks as if the two files had been given in the wrong order.
-        summaries: The numbers of each layer of the original, by name, where the options ask for
-            them.
-        seconds: The time of each stage.
-    """
-
-    original_path: Path
-    original_kind: str
-    original_bytes: int
-    converted_path: Path
-    converted_kind: str
-    converted_bytes: int
-    original_sha256: str | None = None
-    converted_sha256: str | None = None
-    key: str
-    recorded: Recorded
-    plan: Plan
-    frozen: Mapping[str, Eps]
-    live: Mapping[str, str]
-    tolerance: Tolerance
-    claims: tuple[Claim, ...]
-    swapped: bool = False
-    summaries: Mapping[str, Summary] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the claims amount to."""
-        return verdict(self.claims)
 
 
 def verify_files(

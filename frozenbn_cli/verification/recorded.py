@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import find_batch_norms
@@ -12,39 +11,9 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.verification.terms import VerifyOptions
+from frozenbn_cli.verification.terms import Recorded, VerifyOptions
 
-__all__ = ["Recorded", "are_swapped", "check_order", "recorded_of"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What was taken from a record, as far as it was.
-
-    Attributes:
-        key: Which state dict of the original was converted.
-        eps: Those that were given at conversion, of layers whose eps the original does not hold.
-        selection: Which layers were to be frozen, and what was said of them.
-        dims: Of which spatial dimensions layers were to be frozen.
-        renamed: What names began with in the original, and what instead in the converted file.
-    """
-
-    key: str | None = None
-    eps: tuple[float, ...] = ()
-    selection: Selection = field(default_factory=Selection)
-    dims: tuple[int, ...] | None = None
-    renamed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def selections(self) -> tuple[Selection, ...]:
-        """The selection, and what of it holds still where more is known of the layers."""
-        full = self.selection
-        patterns = Selection(full.include, full.exclude)
-        return tuple(one for one in dict.fromkeys((full, patterns)) if one != Selection())
-
-    def completed(self, options: VerifyOptions) -> VerifyOptions:
-        """Return options with what the record adds to them."""
-        return replace(options, key=options.key or self.key, dims=options.dims or self.dims)
+__all__ = ["are_swapped", "check_order", "recorded_of"]
 
 
 def recorded_of(before: Checkpoint, after: Checkpoint, options: VerifyOptions) -> Recorded:
