@@ -123,6 +123,13 @@ class ScriptArchive:
         self.all_modules = tuple(self._walk())
         self.modules = tuple(module for module in self.all_modules if module.restorer is None)
 
+    def parameters(self) -> Iterator[tuple[str, Value]]:
+        """Yield every parameter under each of its names."""
+        for module in self.modules:
+            prefix = f"{module.name}." if module.name else ""
+            for role in module.source.listed("__parameters__"):
+                yield f"{prefix}{role}", module.attributes.get(role)
+
     def read_constants(self) -> Pickle:
         """Return the constants that the code refers to: tensors, and whatever text cannot say.
 

@@ -65,7 +65,7 @@ class TensorFlow:
     def obstacles(self, script: ScriptArchive) -> dict[int, str]:
         """Return why layers cannot be frozen, by identity."""
         found = dict(self.used_flags)
-        learnt = _parameters(script)
+        learnt = {key: name for name, value in script.parameters() for key in storage_keys(value)}
         for module in script.modules:
             for role in (*AFFINE_AND_STATISTICS, COUNT):
                 for key in storage_keys(module.attributes.get(role)):
@@ -389,16 +389,6 @@ class _Evaluation:
             if kind == "flag" and isinstance(what, int) and what != self._self:
                 how = f"other code goes by its training flag ({self._place})"
                 self._flow.used_flags.setdefault(what, how)
-
-
-def _parameters(script: ScriptArchive) -> dict[str, str]:
-    """Return the storages of all parameters, and the name of each."""
-    return {
-        key: f"{module.name}.{role}" if module.name else role
-        for module in script.modules
-        for role in module.source.listed("__parameters__")
-        for key in storage_keys(module.attributes.get(role))
-    }
 
 
 def _matter(arguments: Iterable[Tokens]) -> bool:

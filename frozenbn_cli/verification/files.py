@@ -27,7 +27,6 @@ from frozenbn_cli.live_models.unused_options import check_used
 from frozenbn_cli.outputs import Rewritable, own_format, rewritable
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
-from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.verification.checkpoints import merged
 from frozenbn_cli.verification.claims import Claim, with_required
 from frozenbn_cli.verification.contents import verify_contents
@@ -276,7 +275,8 @@ class _Verification:
         # TorchScript has no buffers that a state dict would leave out.
         may_have: set[str] = set()
         if self._after.script and not self._before.script:
-            may_have = written.names() - kept.keys() - _parameters(self._after.script)
+            parameters = {name for name, _ in self._after.script.parameters()}
+            may_have = written.names() - kept.keys() - parameters
             may_have -= {f"{name}.{COUNT}" for name in frozen}
         total = sum(tensor.size_bytes for tensor in expected.values())
         with located(str(self._before.path)):
@@ -410,12 +410,3 @@ class _Verification:
                 blank = blank_loader(self._before, original, options)
                 after = frozen_loader(blank, written, frozen)
             return verify_whole_model(before, after, frozen, options, self._tolerance)
-
-
-def _parameters(script: ScriptArchive) -> set[str]:
-    """Return the names of the parameters in an archive, which a state dict always holds."""
-    return {
-        f"{module.name}.{role}" if module.name else role
-        for module in script.modules
-        for role in module.source.listed("__parameters__")
-    }
