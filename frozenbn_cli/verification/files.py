@@ -2,56 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
-from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, open_checkpoint
 from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.containers.fingerprint import fingerprint
-from frozenbn_cli.containers.rewriting import Rewriting
-from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
+from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.building import BuiltOnce
 from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.live_models.unused_options import check_used
-from frozenbn_cli.outputs import Rewritable, own_format, rewritable
+from frozenbn_cli.outputs import own_format
 from frozenbn_cli.selection import Selection
 from frozenbn_cli.stages import Progress, Stages, begin, telling
 from frozenbn_cli.verification.checkpoints import merged
 from frozenbn_cli.verification.claims import Claim, with_required
-from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import Tolerance
-from frozenbn_cli.verification.freezing import (
-    COUNT,
-    frozen_already,
-    frozen_layers,
-    kept_entries,
-    live_layers,
-    rewritten_layers,
-    unexpected_layers,
-    with_unexpected,
-)
-from frozenbn_cli.verification.layers import verify_layers
+from frozenbn_cli.verification.file_contents import verify_file_contents
+from frozenbn_cli.verification.file_layers import verify_file_layers
+from frozenbn_cli.verification.file_pair import FilePair
+from frozenbn_cli.verification.freezing import frozen_layers, rewritten_layers
 from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.recorded import are_swapped, check_order, recorded_of
 from frozenbn_cli.verification.recorded_edits import contents_of_all, recorded_keys
-from frozenbn_cli.verification.records import other_record
 from frozenbn_cli.verification.terms import Recorded, VerificationResult, VerifyOptions
 from frozenbn_cli.verification.whole_models import verify_whole_model
-from frozenbn_cli.verification.written import WrittenFile, open_part
-from frozenbn_cli.version import __version__
-from frozenbn_cli.wording import listed
+from frozenbn_cli.verification.written import open_part
 
 __all__ = ["VerificationResult", "verify_files"]
 
@@ -161,35 +147,51 @@ class _Verification:
         self._recorded = recorded
         self._tolerance = Tolerance(options.atol, options.rtol)
         self._stages = Stages()
-        self._rewritten: Mapping[str, Eps] = {}
         self.original: StateDict
 
     def run(self) -> VerificationResult:
-        options = self._options
         with self._stages.timed("plan"):
-            with located(str(self._before.path)):
-                self._check_options()
-                named = self._named_alike(self._before.state_dict(options.key))
-                original = self.original = self._described(named)
-                plan = self._plan(original)
-                check_eps_is_wanted(plan, options.eps)
-            with located(str(self._after.path)):
-                converted = self._converted_part()
-            if options.runs_code_of(self._before, original) or own_format(self._after):
-                apart.prepare(for_programs="pt2" in map(own_format, (self._before, self._after)))
-            written = open_part(self._after, converted)
-            stated = frozen_layers(converted, self._after.metadata, plan)
-            known = {item.layer.name: item.layer for item in plan.layers}
-            frozen = {name: eps or known[name].eps for name, eps in stated.items() if name in known}
-            self._rewritten = rewritten_layers(converted, self._after.metadata, stated)
+            pair = self._pair()
         with self._stages.timed("contents"):
-            contents = self._contents(original, converted, written, plan, frozen)
+            contents = verify_file_contents(pair)
         with self._stages.timed("layers"):
-            layers = self._layers(written, plan, stated, converted)
+            layers = verify_file_layers(pair)
         with self._stages.timed("model"):
-            model = self._model(original, converted, written, frozen)
+            model = self._model(pair)
         self._before.check_unchanged()
         self._after.check_unchanged()
+        return self._result(pair, (contents, layers, model))
+
+    def _pair(self) -> FilePair:
+        """Return both files, with the layers that have to be frozen and those that are."""
+        options = self._options
+        with located(str(self._before.path)):
+            self._check_options()
+            named = self._named_alike(self._before.state_dict(options.key))
+            original = self.original = self._described(named)
+            plan = self._plan(original)
+            check_eps_is_wanted(plan, options.eps)
+        with located(str(self._after.path)):
+            converted = self._converted_part()
+        if options.runs_code_of(self._before, original) or own_format(self._after):
+            apart.prepare(for_programs="pt2" in map(own_format, (self._before, self._after)))
+        written = open_part(self._after, converted)
+        metadata = self._after.metadata
+        stated = frozen_layers(converted, metadata, plan)
+        return FilePair(
+            before=self._before,
+            after=self._after,
+            original=original,
+            converted=converted,
+            written=written,
+            plan=plan,
+            stated=stated,
+            rewritten=rewritten_layers(converted, metadata, stated),
+            tolerance=self._tolerance,
+        )
+
+    def _result(self, pair: FilePair, claims: tuple[Claim, ...]) -> VerificationResult:
+        plan, frozen = pair.plan, pair.frozen
         return VerificationResult(
             original_path=self._before.path,
             original_kind=f"{self._before.kind} ({self._before.container})",
@@ -197,7 +199,7 @@ class _Verification:
             converted_path=self._after.path,
             converted_kind=f"{self._after.kind} ({self._after.container})",
             converted_bytes=self._after.size_bytes,
-            key=original.key,
+            key=pair.original.key,
             recorded=self._recorded,
             plan=plan,
             frozen=frozen,
@@ -206,10 +208,10 @@ class _Verification:
                 for item in plan.left
                 if item.layer.name not in frozen and not item.layer.frozen_already
             },
-            tolerance=self._tolerance,
-            claims=with_required((contents, layers, model), options.require),
-            swapped=are_swapped(plan, self._after, converted),
-            summaries=summaries_of(plan) if options.summarize else {},
+            tolerance=pair.tolerance,
+            claims=with_required(claims, self._options.require),
+            swapped=are_swapped(plan, self._after, pair.converted),
+            summaries=summaries_of(plan) if self._options.summarize else {},
             seconds=self._stages.seconds,
         )
 
@@ -259,154 +261,22 @@ class _Verification:
         keys = {part.key for part in self._after.state_dicts} | set(self._after.others)
         return self._after.state_dict(key if key in keys else None)
 
-    # The three claims
-
-    def _contents(
-        self,
-        original: StateDict,
-        converted: StateDict,
-        written: WrittenFile,
-        plan: Plan,
-        frozen: Collection[str],
-    ) -> Claim:
-        kept = kept_entries(original, written, frozen)
-        apart = {f"{name}.running_var".removeprefix(".") for name in self._rewritten} & kept.keys()
-        expected = {name: entry for name, entry in kept.items() if name not in apart}
-        # TorchScript has no buffers that a state dict would leave out.
-        may_have: set[str] = set()
-        if self._after.script and not self._before.script:
-            parameters = {name for name, _ in self._after.script.parameters()}
-            may_have = written.names() - kept.keys() - parameters
-            may_have -= {f"{name}.{COUNT}" for name in frozen}
-        total = sum(tensor.size_bytes for tensor in expected.values())
-        with located(str(self._before.path)):
-            claim = verify_contents(
-                written,
-                expected,
-                begin("comparing", total),
-                tolerance=self._tolerance,
-                may_have=may_have,
-                rewritten=apart,
-            )
-        if claim.status == "different":
-            return claim
-        if unreadable := {**original.unsupported, **converted.unsupported}:
-            name, reason = next(iter(unreadable.items()))
-            return Claim("contents", "not verified", f"{name} cannot be compared: {reason}")
-        own = rewritable(self._before, original)
-        if own and own_format(self._before) == own_format(self._after):
-            return self._with_records(claim, own, plan, frozen)
-        if original.left_out:
-            said = f"{claim.detail}; not compared, since left out: {listed(original.left_out)}"
-            return replace(claim, detail=said)
-        return claim
-
-    def _with_records(
-        self, claim: Claim, own: Rewritable, plan: Plan, frozen: Collection[str]
-    ) -> Claim:
-        """Return the claim on the contents of an archive, with its code or graph and constants."""
-        what = "graph and constants" if self._before.program else "code and constants"
-        if not self._tolerance.exact:
-            return replace(claim, detail=f"{claim.detail}; {what} are not compared")
-        found = self._other_record(own, plan, frozen)
-        if not found:
-            return claim
-        record = ConversionRecord.from_metadata(self._after.metadata)
-        is_ours = record is not None and record.version == __version__
-        if is_ours and record and record.source.get("sha256") == self._before.fingerprint():
-            return Claim("contents", "different", found)
-        reason = f"{what} cannot be compared, since frozenbn did not make it of this one"
-        return replace(claim, status="not verified", detail=f"{claim.detail} are equal; {reason}")
-
-    def _other_record(self, own: Rewritable, plan: Plan, frozen: Collection[str]) -> str | None:
-        """Return which record of the converted archive is not what frozenbn makes of it."""
-        changed = [
-            item.layer
-            for item in plan.layers
-            if item.layer.name in frozen and not item.layer.frozen_already
-        ]
-        for layer in changed:
-            if layer.facts.obstacle:
-                return f"layer {layer.name} cannot be frozen: {layer.facts.obstacle}"
-        try:
-            rewriting = own.rewrite({layer.name for layer in changed}) if changed else Rewriting()
-        except UnsupportedFileError as error:
-            return error.problem
-        return other_record(self._after.path, own, rewriting)
-
-    def _layers(
-        self,
-        written: WrittenFile,
-        plan: Plan,
-        stated: Mapping[str, Eps | None],
-        converted: StateDict,
-    ) -> Claim:
-        sources: dict[str, BatchNorm] = {}
-        eps: dict[str, Eps] = {}
-        silent: list[str] = []
-        for source in (item.layer for item in plan.layers):
-            name = source.name
-            if name not in stated or not source.has_statistics:
-                continue
-            found = stated[name]
-            if found is None:
-                silent.append(name)
-            eps[name] = found or source.eps
-            # An original that does not hold it takes what the conversion was told.
-            is_open = source.eps.source in ("assumed", "recognised")
-            if name in self._rewritten:
-                before = self._rewritten[name] if is_open else source.eps
-                sources[name] = replace(source, eps=before)
-            elif is_open and eps[name].source != "assumed":
-                sources[name] = replace(source, eps=eps[name])
-            else:
-                sources[name] = source
-                # One that was assumed then is no statement against what is recognised now.
-                eps[name] = source.eps if is_open else eps[name]
-        claim = verify_layers(
-            written,
-            sources,
-            begin("running the layers", len(sources)),
-            stated=eps,
-            rewritten=self._rewritten,
-            tolerance=self._tolerance,
-        )
-        if unexpected := unexpected_layers(plan, stated, live_layers(converted)):
-            return with_unexpected(claim, unexpected, len(sources))
-        if silent and claim.status == "equal":
-            reason = (
-                f"the converted file does not state the eps of {len(silent):,} of "
-                f"{len(sources):,} layers; with the same eps their outputs are equal"
-            )
-            return Claim("layers", "not verified", reason, len(sources))
-        if not stated and (unknown := frozen_already(plan)):
-            reason = (
-                f"the converted file does not say whether {len(unknown):,} layers are frozen, "
-                f"which the original froze: {listed(unknown)}"
-            )
-            return Claim("layers", "not verified", reason, len(sources))
-        return claim
-
-    def _model(
-        self,
-        original: StateDict,
-        converted: StateDict,
-        written: WrittenFile,
-        frozen: Mapping[str, Eps],
-    ) -> Claim:
-        options = self._options
+    def _model(self, pair: FilePair) -> Claim:
+        options, frozen = self._options, pair.frozen
         with PrivateCopies() as copies:
             before = original_loader(
                 self._before,
-                original,
+                pair.original,
                 options,
                 copies,
                 frozen=frozen,
                 as_program=self._after.program is not None,
             )
-            if own_format(self._after) or (options.model is None and converted.is_module):
-                after = original_loader(self._after, converted, options, copies, as_program=True)
+            if own_format(self._after) or (options.model is None and pair.converted.is_module):
+                after = original_loader(
+                    self._after, pair.converted, options, copies, as_program=True
+                )
             else:
-                blank = blank_loader(self._before, original, options)
-                after = frozen_loader(blank, written, frozen)
-            return verify_whole_model(before, after, frozen, options, self._tolerance)
+                blank = blank_loader(self._before, pair.original, options)
+                after = frozen_loader(blank, pair.written, frozen)
+            return verify_whole_model(before, after, frozen, options, pair.tolerance)
