@@ -98,6 +98,11 @@ class BatchNorm:
         return self.facts.takes_any_dims or self.type_name in _OF_ANY_DIMS
 
     @property
+    def is_instance_norm(self) -> bool:
+        """Whether it is an InstanceNorm, which has the same entries."""
+        return (self.type_name or "").startswith("torch.nn.modules.instancenorm.")
+
+    @property
     def dims_known(self) -> Literal["read", "inferred", "given"] | None:
         """Where the number of dimensions is known from; None where nothing tells."""
         if self.spatial_dims is None:

@@ -9,10 +9,11 @@ from typing import Literal
 from frozenbn_cli.architectures import Match
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_together, examine
+from frozenbn_cli.batch_norms.left_alone import reason_left
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.selection import Selection, checked_dims, kinds_of
+from frozenbn_cli.selection import Selection, checked_dims
 
 __all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]
 
@@ -183,9 +184,9 @@ def make_plan(
     layers = _as_said(layers, selection, meant)
     plans = []
     for layer in layers:
-        is_other = layer.oddity or _is_instance_norm(layer)
+        is_other = layer.oddity or layer.is_instance_norm
         findings = () if is_other else examine(layer)
-        reason = _reason_left(layer, meant)
+        reason = reason_left(layer, meant)
         unselected = None if reason else selection.reason_left_out([layer.name])
         reason = reason or unselected
         selected = reason is None
@@ -299,7 +300,7 @@ def _on_dimensions(layer: BatchNorm, dims: Collection[int] | None) -> tuple[Find
         or layer.facts.may_be_frozen
         or layer.takes_any_dims
         or not layer.has_statistics
-        or _is_instance_norm(layer)
+        or layer.is_instance_norm
     ):
         return ()
     meant = checked_dims(dims)
@@ -348,60 +349,3 @@ _STAYS_LIVE = Finding(
     "note",
     "BatchNorm1d and BatchNorm3d stay live beside frozen layers; --dims 1,2,3 freezes them too",
 )
-
-
-def _reason_left(layer: BatchNorm, meant: Collection[int]) -> str | None:
-    if layer.frozen_already:
-        return "frozen already"
-    if layer.oddity:
-        return layer.oddity
-    if layer.facts.may_be_frozen:
-        return (
-            "live or frozen already: version 1 without a count is what PyTorch 0.4.0 wrote for "
-            "live layers and others for frozen ones; --model, --live or --frozen decides"
-        )
-    if _is_instance_norm(layer):
-        return f"{layer.type_name}, no BatchNorm"
-    if layer.facts.live:
-        return layer.facts.live
-    if not layer.has_statistics:
-        return "no running statistics (track_running_stats=False)"
-    if of_other_dims := _reason_of_dims(layer, meant):
-        return of_other_dims
-    if layer.facts.obstacle:
-        return layer.facts.obstacle
-    is_known = layer.facts.code_is_known or layer.type_name in _FREEZABLE
-    if layer.type_name and not is_known:
-        return f"{layer.type_name}, whose forward may do something else"
-    known = layer.recognised if not layer.type_name else None
-    if known and len(known.not_batch_norm) == len(known.kinds):
-        return f"{known.not_batch_norm[0]}, no BatchNorm"
-    return None
-
-
-def _reason_of_dims(layer: BatchNorm, meant: Collection[int]) -> str | None:
-    """Return the reason of a layer that has other dimensions than those which are meant.
-
-    One whose dimensions are unknown is taken for a BatchNorm2d, unless the user says more.
-    """
-    if layer.takes_any_dims or (layer.spatial_dims or 2) in meant:
-        return None
-    if layer.spatial_dims is None:
-        return f"nothing proves that it is a {kinds_of(meant)}"
-    inferred = f", inferred from {layer.dims_source}" if layer.dims_source else ""
-    return f"BatchNorm{layer.spatial_dims}d{inferred}"
-
-
-def _is_instance_norm(layer: BatchNorm) -> bool:
-    return (layer.type_name or "").startswith("torch.nn.modules.instancenorm.")
-
-
-_FREEZABLE = {
-    "torch.nn.modules.batchnorm.BatchNorm1d",
-    "torch.nn.modules.batchnorm.BatchNorm2d",
-    "torch.nn.modules.batchnorm.BatchNorm3d",
-    "torch.nn.modules.batchnorm.SyncBatchNorm",
-    "timm.layers.norm_act.BatchNormAct2d",
-    "timm.layers.norm_act.SyncBatchNormAct",
-    "timm.models.layers.norm_act.BatchNormAct2d",
-}
