@@ -16,11 +16,11 @@ from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.many_files.dask_cluster import dask_executor
 from frozenbn_cli.many_files.file_results import FileResult, exit_code_of
 from frozenbn_cli.outputs import FORMATS
+from frozenbn_cli.reports.batch_documents import batch_document
 from frozenbn_cli.reports.batch_sections import describe_file
 from frozenbn_cli.reports.batch_text import batch_report, file_line
 from frozenbn_cli.reports.batch_view import BatchView
 from frozenbn_cli.reports.console import make_console
-from frozenbn_cli.reports.documents import batch_document
 
 __all__ = ["run"]
 

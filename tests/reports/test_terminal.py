@@ -23,12 +23,12 @@ from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, co
 from frozenbn_cli.errors import InputError, RefusedError, UsageError
 from frozenbn_cli.inspection import Inspection, inspect_file
 from frozenbn_cli.many_files.file_results import ConversionSummary, FileResult
+from frozenbn_cli.reports.batch_documents import batch_document
 from frozenbn_cli.reports.batch_text import batch_report
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report
 from frozenbn_cli.reports.conversions import describe_conversion
 from frozenbn_cli.reports.description import Section
 from frozenbn_cli.reports.documents import (
-    batch_document,
     conversion_document,
     error_document,
     inspection_document,
