@@ -35,8 +35,8 @@ from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.torchscript.operators import unsafe_operators
 from frozenbn_cli.torchscript.script_archive import ScriptArchive
+from frozenbn_cli.verification.model_runs import Loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
-from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.watching import submodule
 from frozenbn_cli.verification.written import WrittenFile
 from frozenbn_cli.wording import listed

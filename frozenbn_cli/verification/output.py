@@ -26,6 +26,7 @@ from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.layers import verify_layers
+from frozenbn_cli.verification.model_runs import Loader
 from frozenbn_cli.verification.models import (
     FromFile,
     archive_loader,
@@ -37,7 +38,6 @@ from frozenbn_cli.verification.models import (
 )
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.records import other_record
-from frozenbn_cli.verification.running import Loader
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
 

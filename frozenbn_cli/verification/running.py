@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from frozenbn_cli import torch_jit
 from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.building import scripted
-from frozenbn_cli.live_models.guarding import first_line, foreign_code, last_line
-from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
+from frozenbn_cli.live_models.guarding import first_line, foreign_code
+from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs
 from frozenbn_cli.live_models.programs import ProgramLoader, takes_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.stages import begin
@@ -26,23 +24,28 @@ from frozenbn_cli.verification.differences import (
     tolerated_text,
 )
 from frozenbn_cli.verification.leaves import (
-    Leaves,
     count_values,
     has_numbers,
     have_same_form,
     leaf_differences,
-    leaves_of,
+)
+from frozenbn_cli.verification.model_runs import (
+    Loader,
+    LoadingError,
+    ModelError,
+    Run,
+    buffers_of,
+    changed,
+    load,
+    ran,
 )
 from frozenbn_cli.verification.staying import changes_of_frozen, claim_of_changes, train_once
 from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
-__all__ = ["Loader", "find_inputs", "verify_model"]
+__all__ = ["find_inputs", "verify_model"]
 
 _RUNNING = "running the model ({} of 4)"
 # The original in eval; the converted in eval, with its frozen layers in training mode, with all.
-
-Loader = Callable[[], Any]
-"""Returns a model anew, as it is in a file, in eval and on the CPU."""
 
 
 def verify_model(
@@ -74,91 +77,14 @@ def verify_model(
             were_given = bool(options.input_shapes or options.inputs)
             return replace(_not_verified(runs), inputs_were_given=were_given)
         return _Comparison(before, after, list(frozen), runs, tolerance).run()
-    except _LoadingError as error:
+    except LoadingError as error:
         return _not_verified(f"PyTorch cannot load the input here: {error.first}")
-    except _ModelError as error:
+    except ModelError as error:
         return _not_verified(f"it does not run again: {error.last}")
-
-
-class _ModelError(Exception):
-    """A model raised something.
-
-    Attributes:
-        first: The first line of it.
-        last: The last line, which in TorchScript comes after its traceback.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.first = first_line(error)
-        self.last = last_line(error)
-
-
-class _LoadingError(_ModelError):
-    """A model cannot be loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What became of a model on one set of inputs.
-
-    Attributes:
-        inputs: What it was called with.
-        outputs: The parts of what came out, each with its place.
-        changed: The buffers that it changed, by name, as they are after it.
-    """
-
-    inputs: Inputs
-    outputs: Leaves
-    changed: dict[str, Leaves]
 
 
 def _is_program(loader: Loader) -> bool:
     return isinstance(getattr(loader, "load", loader), ProgramLoader)
-
-
-def _load(loader: Loader) -> Any:
-    begin("loading the model")
-    try:
-        with foreign_code():
-            model = loader()
-            model.eval()  # Models that overwrite it often return nothing.
-    except FrozenBNError:
-        raise
-    except Exception as error:  # A model is foreign code, which may raise anything.
-        raise _LoadingError(error) from error
-    return model
-
-
-def _ran(model: Any, inputs: Inputs, count: Callable[[int], None] = lambda _: None) -> _Run:
-    try:
-        buffers = _buffers(model)
-        outputs = _outputs(model, inputs)
-        after = _buffers(model)
-    except Exception as error:  # As above.
-        raise _ModelError(error) from error
-    count(1)
-    return _Run(inputs, outputs, _changed(buffers, after))
-
-
-def _changed(before: dict[str, Leaves], after: dict[str, Leaves]) -> dict[str, Leaves]:
-    return {
-        name: value
-        for name, value in after.items()
-        if name not in before or leaf_differences(before[name], value, EXACT)
-    }
-
-
-def _buffers(model: Any) -> dict[str, Leaves]:
-    named = model.named_buffers(remove_duplicate=False)
-    return {name: leaves_of(value, name) for name, value in named}
-
-
-def _outputs(model: Any, inputs: Inputs) -> Leaves:
-    """Return what comes out, without an optimiser that changes an archive from run to run."""
-    with foreign_code(), torch.no_grad(), torch_jit.as_written():
-        arguments, keywords = inputs.of_dtype(dtype_of(model))
-        return leaves_of(model(*arguments, **keywords))
 
 
 def find_inputs(model: Loader, options: RunOptions, *, sizes: Sequence[int] = ()) -> Inputs | str:
@@ -175,21 +101,21 @@ def find_inputs(model: Loader, options: RunOptions, *, sizes: Sequence[int] = ()
 
 def _find_runs(
     loader: Loader, options: RunOptions, sizes: Sequence[int] = (), taker: Loader | None = None
-) -> list[_Run] | str:
+) -> list[Run] | str:
     """Return the runs of a model on the first inputs that it takes, or why there are none.
 
     A program says what it takes, where others have to be tried; so does one that is run later.
     """
-    model = _load(loader)
+    model = load(loader)
     asked = model
     if taker and takes_of(model) is None and _is_program(taker):
-        asked = _load(taker)
+        asked = load(taker)
     try:
         with foreign_code():
             candidates = candidate_inputs(asked, options, sizes=sizes)
     except FrozenBNError:
         raise
-    except Exception as error:  # As above.
+    except Exception as error:  # A model is foreign code, which may raise anything.
         return f"what its forward takes cannot be found out: {first_line(error)}"
     if isinstance(candidates, str):
         return candidates
@@ -198,17 +124,17 @@ def _find_runs(
         runs = _try(model, inputs)
         if not isinstance(runs, str):
             # A run that failed may have left traces in the model.
-            return _try(_load(loader), inputs) if reason else runs
+            return _try(load(loader), inputs) if reason else runs
         reason = reason or runs
     is_given = options.input_shapes or options.inputs
     return reason if is_given else f"{reason}; give --input-shape"
 
 
-def _try(model: Any, inputs: tuple[Inputs, ...]) -> list[_Run] | str:
+def _try(model: Any, inputs: tuple[Inputs, ...]) -> list[Run] | str:
     count = begin(_RUNNING.format(1), len(inputs))
     try:
-        return [_ran(model, each, count) for each in inputs]
-    except _ModelError as error:
+        return [ran(model, each, count) for each in inputs]
+    except ModelError as error:
         return f"it does not run on {_shape(inputs[0])}: {error.last}"
 
 
@@ -223,7 +149,7 @@ class _Comparison:
     before: Loader
     after: Loader
     frozen: list[str]
-    runs: list[_Run]
+    runs: list[Run]
     tolerance: Tolerance
     _tolerated: list[Difference] = field(default_factory=list)
     _is_scripted: bool = False
@@ -238,18 +164,18 @@ class _Comparison:
         ):
             fresh = model is None
             try:
-                model = model or _load(self.after)
+                model = model or load(self.after)
                 if in_training and takes_of(model):
                     break  # It has one mode.
                 differences = self._differences(model, in_training)
                 # Layers that stay live may have learnt from the run before.
                 if _matter(differences) and (not fresh or self._is_scripted_alike(model)):
-                    differences = self._differences(_load(self.after), in_training)
-            except _ModelError as error:
+                    differences = self._differences(load(self.after), in_training)
+            except ModelError as error:
                 differences = [Difference("the converted model", f"fails ({error.last})")]
             except UsageError as error:
                 # An original that is no archive fits the model, or was refused before.
-                if torch_jit.is_script_module(_load(self.before)):
+                if torch_jit.is_script_module(load(self.before)):
                     raise
                 differences = [Difference("the converted file", error.problem)]
             if self._changes:
@@ -269,11 +195,11 @@ class _Comparison:
             return "frozen layers do not change, and an exported program has no other mode"
         inputs = self.runs[0].inputs
         for each in (inputs, inputs.doubled()):
-            model = _load(self.after)
-            before = _buffers(model)
+            model = load(self.after)
+            before = buffers_of(model)
             begin(_RUNNING.format(4))
             reason = train_once(model, each)
-            self._changes += changes_of_frozen(_changed(before, _buffers(model)), self.frozen)
+            self._changes += changes_of_frozen(changed(before, buffers_of(model)), self.frozen)
             if reason is None or self._changes:
                 return "frozen layers do not change in train() either"
         return f"in train() it does not run on this ({reason})"
@@ -284,7 +210,7 @@ class _Comparison:
         found: list[Difference] = []
         count = begin(_RUNNING.format(3 if in_training else 2), len(self.runs))
         for run in self.runs:
-            again = _ran(model, run.inputs, count)
+            again = ran(model, run.inputs, count)
             self._changes += changes_of_frozen(again.changed, self.frozen)
             found += leaf_differences(run.outputs, again.outputs, self.tolerance)
             found += self._buffer_differences(run, again)
@@ -297,15 +223,15 @@ class _Comparison:
 
         The detectors and some classifiers of torchvision return more where they are scripted.
         """
-        original, run = _load(self.before), self.runs[0]
+        original, run = load(self.before), self.runs[0]
         is_script = [torch_jit.is_script_module(each) for each in (original, model)]
-        again = _ran(model, run.inputs).outputs
+        again = ran(model, run.inputs).outputs
         if is_script != [False, True] or have_same_form(run.outputs, again):
             return False
         before = self.before
 
         def load_scripted() -> Any:
-            return scripted(_load(before))[0]
+            return scripted(load(before))[0]
 
         compiled = scripted(original)[0]
         runs = compiled and _try(compiled, tuple(run.inputs for run in self.runs))
@@ -314,7 +240,7 @@ class _Comparison:
         self.before, self.runs, self._is_scripted = load_scripted, runs, True
         return True
 
-    def _buffer_differences(self, run: _Run, again: _Run) -> list[Difference]:
+    def _buffer_differences(self, run: Run, again: Run) -> list[Difference]:
         """Return the buffers that one run changed, and the other did not or otherwise."""
         found = [
             Difference(name, "is changed by a run")
@@ -328,9 +254,9 @@ class _Comparison:
     def _different(self, differences: list[Difference], mode: str, in_training: list[str]) -> Claim:
         shown = self._shown()
         begin("measuring how outputs differ")
-        with contextlib.suppress(_ModelError):
-            original = _load(self.before)
-            again = [_ran(original, run.inputs) for run in self.runs]
+        with contextlib.suppress(ModelError):
+            original = load(self.before)
+            again = [ran(original, run.inputs) for run in self.runs]
             if any(
                 leaf_differences(run.outputs, other.outputs, EXACT)
                 for run, other in zip(self.runs, again, strict=True)
@@ -340,7 +266,7 @@ class _Comparison:
         total = max(count * len(self.runs), len(differences))
         said = f"{summary(differences, total, 'outputs')}, {mode}, on {shown}"
         begins = ""
-        with contextlib.suppress(_ModelError, UsageError):
+        with contextlib.suppress(ModelError, UsageError):
             begins = self._begins(in_training) or ""
         return Claim("model", "different", said, count, tuple(differences), begins)
 
@@ -354,8 +280,8 @@ class _Comparison:
                 return _not_verified(f"{detail}; give --inputs")
             if begins := self._begins(self.frozen):
                 return Claim("model", "different", begins, count, begins=begins)
-            original = _load(self.before)
-            steps = watched(original, self.frozen, partial(_ran, original, self.runs[0].inputs))
+            original = load(self.before)
+            steps = watched(original, self.frozen, partial(ran, original, self.runs[0].inputs))
             told_by = {step.name for step in steps if step.output.isfinite().any()}
             if not told_by:
                 return _not_verified(f"{detail}, nor do those of its layers; give --inputs")
@@ -372,18 +298,18 @@ class _Comparison:
     # Along the layers
 
     def _can_be_watched(self) -> bool:
-        return all(map(_is_watchable, map(_load, (self.before, self.after))))
+        return all(map(_is_watchable, map(load, (self.before, self.after))))
 
     def _begins(self, in_training: list[str]) -> str | None:
         """Return where along the frozen layers outputs begin to differ; None if they do not."""
-        before, after = _load(self.before), _load(self.after)
+        before, after = load(self.before), load(self.after)
         if not (_is_watchable(before) and _is_watchable(after)):
             return None
         for name in in_training:
             submodule(after, name).training = True
         for run in self.runs:
-            expected = watched(before, self.frozen, partial(_ran, before, run.inputs))
-            found = watched(after, self.frozen, partial(_ran, after, run.inputs))
+            expected = watched(before, self.frozen, partial(ran, before, run.inputs))
+            found = watched(after, self.frozen, partial(ran, after, run.inputs))
             for place, (first, second) in enumerate(zip(expected, found, strict=False)):
                 which = f"layer {place + 1:,} of {len(expected):,} in running order"
                 if said := step_difference(first, second, which, self.tolerance):

@@ -13,8 +13,9 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.differences import EXACT, Tolerance
+from frozenbn_cli.verification.model_runs import Loader
 from frozenbn_cli.verification.models import FromFile
-from frozenbn_cli.verification.running import Loader, verify_model
+from frozenbn_cli.verification.running import verify_model
 from frozenbn_cli.wording import printable
 
 __all__ = ["claim_of", "told", "verify_whole_model"]
