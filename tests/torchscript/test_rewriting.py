@@ -512,7 +512,7 @@ class TestRefusals:
     def test_a_state_dict_cannot_become_torchscript(self, tmp_path: Path) -> None:
         torch.save(Chain(nn.BatchNorm2d(4)).state_dict(), tmp_path / "a.pt")
 
-        assert "--to torchscript" in self.refused(
+        assert "to='torchscript'" in self.refused(
             tmp_path / "a.pt", UsageError, 2, to="torchscript"
         )
 
