@@ -124,7 +124,7 @@ def _any_batch(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 def _save(program: Any, path: Path) -> None:
     """Save a program without its inputs, and without paths of this machine."""
-    program.example_inputs = None
+    program._example_inputs = None  # Before 2.8, what has a setter does not take it.
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             node.meta.pop("stack_trace", None)
