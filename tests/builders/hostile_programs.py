@@ -10,17 +10,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from tests.builders.models import perturb
-from tests.builders.programs import records, saved, write_records
+from tests.builders.programs import (
+    of_newest_layout,
+    program_record,
+    records,
+    saved,
+    write_records,
+)
 
 Document = dict[str, Any]
 Edit = Callable[[Document], None]
 
 _DEPLOYED = "deployed_by_the_file"
-_PROGRAM = "models/model.json"
 
 
 def export(model: nn.Module, path: Path, *inputs: torch.Tensor, **options: Any) -> Path:
@@ -47,9 +53,10 @@ def edited(path: Path, out: Path, edit: Edit, more: Mapping[str, bytes] | None =
         more: Records by name, without the folder around them.
     """
     content = records(path)
-    document = json.loads(content[_PROGRAM])
+    program = program_record(content)
+    document = json.loads(content[program])
     edit(document)
-    changed = {_PROGRAM: json.dumps(document).encode(), **(more or {})}
+    changed = {program: json.dumps(document).encode(), **(more or {})}
     return write_records(out, content | changed)
 
 
@@ -208,6 +215,7 @@ IN_A_RECORD = (
     "weights of PyTorch 2.8",
     "constants of PyTorch 2.8",
 )
+WAYS = [*IN_THE_PROGRAM, *(pytest.param(way, marks=of_newest_layout) for way in IN_A_RECORD)]
 
 
 def canary_of(folder: Path) -> tuple[Path, str]:

@@ -6,17 +6,26 @@ import io
 import json
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
+
+_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+_OLD_PROGRAM = "serialized_exported_program.json"
+
+WRITES_NEWEST_LAYOUT = _VERSION >= (2, 9)
+of_newest_layout = pytest.mark.skipif(
+    not WRITES_NEWEST_LAYOUT, reason="PyTorch before 2.9 writes an older layout and schema"
+)
 
 IMAGES = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
 
@@ -295,8 +304,16 @@ def records(path: Path) -> dict[str, bytes]:
         return {name.removeprefix(root): archive.read(name) for name in names}
 
 
-def write_records(path: Path, content: dict[str, bytes], root: str = "archive/") -> Path:
-    """Write an archive of these records."""
+def program_record(content: Mapping[str, bytes]) -> str:
+    """Return which of the records of an archive is its only program, in any layout."""
+    (name,) = (name for name in content if name == _OLD_PROGRAM or name.startswith("models/"))
+    return name
+
+
+def write_records(path: Path, content: dict[str, bytes], root: str | None = None) -> Path:
+    """Write an archive of these records, in the folder that its layout wants."""
+    if root is None:
+        root = "" if _OLD_PROGRAM in content else "archive/"
     with zipfile.ZipFile(path, "w") as archive:
         for name, part in content.items():
             archive.writestr(root + name, part)

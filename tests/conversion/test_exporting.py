@@ -1,6 +1,5 @@
 """Exported programs made of live models: `--to pt2`."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from frozenbn_cli.selection import Selection
 from tests.builders.archives import script
 from tests.builders.files import save
 from tests.builders.models import perturb
+from tests.builders.programs import records
 
 ONE = (1, 3, 8, 8)
 
@@ -100,14 +100,13 @@ def test_a_state_dict_becomes_a_program(tmp_path: Path) -> None:
 def test_nothing_of_this_machine_is_in_it(tmp_path: Path) -> None:
     result = convert(weights(Small(), tmp_path / "model.pt"), Small)
 
-    with zipfile.ZipFile(result.output_path) as archive:
-        records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    content = records(result.output_path)
     places = (str(tmp_path), str(Path(__file__).parent), str(Path(torch.__file__).parent))
-    for content in records.values():
-        assert not any(place.encode() in content for place in places)
-    examples = [name for name in records if "sample" in name or "example" in name]
-    assert [records[name] for name in examples] == [b""]
-    assert any(name.endswith("frozenbn.conversion") for name in records)
+    for part in content.values():
+        assert not any(place.encode() in part for place in places)
+    examples = [name for name in content if "sample" in name or "example" in name]
+    assert [content[name] for name in examples] == [b""]
+    assert any(name.endswith("frozenbn.conversion") for name in content)
     assert program(result).example_inputs is None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from frozenbn_cli import load_frozen
-from frozenbn_cli.batch_norms.record import ConversionRecord
+from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.nn import FrozenBatchNorm2d
@@ -42,9 +42,11 @@ from tests.builders.programs import (
     images_for,
     left,
     load,
+    of_newest_layout,
     outputs,
     outputs_in_eval,
     program_of,
+    program_record,
     records,
     saved,
     sequence,
@@ -52,7 +54,7 @@ from tests.builders.programs import (
     write_records,
 )
 
-RECORD = "extra/frozenbn.conversion"
+RECORD = f"extra/{METADATA_KEY}"
 CONFIG = "data/weights/model_weights_config.json"
 COUNT = "num_batches_tracked"
 WRITTEN_BY = Path(__file__).parent / "written_by"
@@ -174,6 +176,7 @@ def test_a_second_conversion_finds_nothing_to_do(
         convert(output)
 
 
+@of_newest_layout
 def test_everything_else_is_the_same_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pt2", saved(export(uneven(Plain())), extra_files={"notes": "mine"}))
 
@@ -193,7 +196,8 @@ def test_the_record_says_what_was_frozen(tmp_path: Path) -> None:
 
     output = convert(path).output_path
 
-    record = ConversionRecord.from_metadata({RECORD[6:]: records(output)[RECORD].decode()})
+    (written,) = (part for name, part in records(output).items() if name.endswith(METADATA_KEY))
+    record = ConversionRecord.from_metadata({METADATA_KEY: written.decode()})
     assert record is not None
     assert {name: (eps.value, eps.source) for name, eps in record.layers.items()} == {
         "bn": (1e-3, "read"),
@@ -354,14 +358,13 @@ class TestRefused:
         with pytest.raises(UnsupportedFileError, match="compiled"):
             convert(path)
 
+    @of_newest_layout
     def test_weights_that_only_unpickling_would_read(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.pt2", program_of(Plain))
 
         def edit(config: dict[str, dict[str, dict[str, bool]]]) -> None:
             config["config"]["conv.weight"]["use_pickle"] = True
 
-        if CONFIG not in records(path):
-            pytest.skip("a PyTorch that writes all weights as one record")
         edited(path, CONFIG, edit)
         assert inspect_file(path).state_dicts[0].unsupported.keys() == {"conv.weight"}
 
@@ -371,7 +374,7 @@ class TestRefused:
     def test_json_that_pytorch_would_have_written_otherwise(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.pt2", program_of(Plain))
         content = records(path)
-        (record,) = (name for name in content if name.endswith("model.json"))
+        record = program_record(content)
         write_records(path, content | {record: content[record].replace(b": ", b":", 1)})
 
         with pytest.raises(UnsupportedFileError, match="would have written otherwise"):
@@ -402,8 +405,7 @@ class TestRevived:
                         case {"name": "eps"}:
                             taken["arg"] = {"as_float": 1e-5}
 
-        (record,) = (name for name in records(output) if name.endswith("model.json"))
-        return edited(output, record, revive)
+        return edited(output, program_record(records(output)), revive)
 
     def test_is_named(self, path: Path) -> None:
         plan = inspect_file(path).state_dicts[0].plan

@@ -15,8 +15,7 @@ from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.exported.program_archive import ProgramArchive
 from frozenbn_cli.exported.vetting import unsafe_in
 from tests.builders.hostile_programs import (
-    IN_A_RECORD,
-    IN_THE_PROGRAM,
+    WAYS,
     Document,
     canary_of,
     edited,
@@ -28,12 +27,18 @@ from tests.builders.hostile_programs import (
     touching,
     unchanged,
 )
-from tests.builders.programs import records, write_records
+from tests.builders.programs import (
+    WRITES_NEWEST_LAYOUT,
+    of_newest_layout,
+    records,
+    write_records,
+)
 
 WRITTEN_BY = Path(__file__).parent / "written_by"
 ONE = torch.rand(2, 3, 8, 8)
 NOT_PYTHON = {"a custom object", "compiled code"}
 REFUSED_BY_PYTORCH = {"the target of a node"}
+UNKNOWN_BEFORE = {"an enumeration", "a guard"}
 
 
 def unsafe(path: Path) -> list[str]:
@@ -106,7 +111,7 @@ def test_a_program_in_training_mode_is_safe(tmp_path: Path) -> None:
     assert unsafe(export(model, tmp_path / "program.pt2", ONE)) == []
 
 
-@pytest.mark.parametrize("way", [*IN_THE_PROGRAM, *IN_A_RECORD])
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_execute_something_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -116,6 +121,8 @@ def test_every_way_to_execute_something_is_found(
     assert unsafe(path)
     assert not canary.exists()
     _load_and_run(path)
+    if way in UNKNOWN_BEFORE and not WRITES_NEWEST_LAYOUT:
+        return  # Whether an older PyTorch reads this part of the program at all is open.
     # So the test would fail if PyTorch no longer went this way, and nothing had to be found.
     assert canary.exists() is (way not in NOT_PYTHON | REFUSED_BY_PYTORCH)
 
@@ -182,16 +189,19 @@ def test_metadata_may_say_anything(tmp_path: Path, plain: Path) -> None:
     assert unsafe(edited(plain, tmp_path / "other.pt2", edit)) == []
 
 
+@of_newest_layout
 def test_a_record_without_bytes_is_not_of_any_size(tmp_path: Path, plain: Path) -> None:
     path = edited(plain, tmp_path / "other.pt2", unchanged, {"data/weights/weight_0": b""})
     assert unsafe(path) == ["0.weight, which has a size and no bytes"]
 
 
+@of_newest_layout
 def test_another_record_may_be_anything(tmp_path: Path, plain: Path) -> None:
     path = edited(plain, tmp_path / "other.pt2", unchanged, {"executorch/a": b"", "extra/a": b""})
     assert unsafe(path) == ["record archive/executorch/a"]
 
 
+@of_newest_layout
 def test_example_inputs_of_plain_tensors_are_safe(tmp_path: Path, plain: Path) -> None:
     assert "sample_inputs" in str(list(_records(plain)))
     assert unsafe(plain) == []

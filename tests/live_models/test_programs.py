@@ -30,7 +30,12 @@ class Several(nn.Module):
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
     inputs = (BATCH, torch.tensor([3, 1]))
-    shapes = {"x": {0: torch.export.Dim("batch")}, "places": None, "scale": None, "power": None}
+    shapes = {
+        "x": {0: torch.export.Dim("batch", max=64)},
+        "places": None,
+        "scale": None,
+        "power": None,
+    }
     keywords = {"scale": torch.ones(1, dtype=torch.float64), "power": 2.0}
     return export(
         Several().eval(), tmp_path / "a.pt2", *inputs, kwargs=keywords, dynamic_shapes=shapes

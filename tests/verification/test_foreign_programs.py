@@ -8,14 +8,15 @@ from frozenbn_cli.cli import run
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import InputError
 from frozenbn_cli.verification.claims import Claim
-from tests.builders.hostile_programs import IN_A_RECORD, IN_THE_PROGRAM, canary_of, hostile_program
+from tests.builders.hostile_programs import WAYS, canary_of, hostile_program
+from tests.builders.programs import of_newest_layout
 
 
 def model_claim(result: ConversionResult) -> Claim:
     return next(claim for claim in result.claims if claim.name == "model")
 
 
-@pytest.mark.parametrize("way", [*IN_THE_PROGRAM, *IN_A_RECORD])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_command_executes_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -36,7 +37,7 @@ def test_no_command_executes_anything(
         assert not canary.exists(), arguments
 
 
-@pytest.mark.parametrize("way", [*IN_THE_PROGRAM, *IN_A_RECORD])
+@pytest.mark.parametrize("way", WAYS)
 def test_what_is_not_run_is_not_verified(tmp_path: Path, way: str) -> None:
     path = hostile_program(way, tmp_path, "print()")
     try:
@@ -49,6 +50,7 @@ def test_what_is_not_run_is_not_verified(tmp_path: Path, way: str) -> None:
     assert claim.detail.endswith("; --trust runs it all the same")
 
 
+@of_newest_layout
 def test_a_trusted_program_is_run(tmp_path: Path) -> None:
     path = hostile_program("a guard", tmp_path, "print('said by the file') or True")
     result = convert_file(path, tmp_path / "out.pt2", options=ConvertOptions(trust=True))
