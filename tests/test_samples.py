@@ -26,7 +26,7 @@ from samples.make_samples import (
 )
 from tests.builders.archives import assert_freezes, load, records
 from tests.builders.models import assert_same_bits
-from tests.builders.programs import convert, outputs
+from tests.builders.programs import convert, of_newest_layout, outputs
 from tests.builders.programs import load as load_program
 
 
@@ -77,6 +77,7 @@ def test_committed_archive_is_frozen(tmp_path: Path, digits: Digits):
     assert_freezes(path, digits.test_images[:2])
 
 
+@of_newest_layout
 def test_committed_program_is_the_sample_and_is_frozen(
     tmp_path: Path, digits: Digits, trained: Backbone
 ):

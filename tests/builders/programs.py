@@ -24,7 +24,7 @@ _OLD_PROGRAM = "serialized_exported_program.json"
 
 WRITES_NEWEST_LAYOUT = _VERSION >= (2, 9)
 of_newest_layout = pytest.mark.skipif(
-    not WRITES_NEWEST_LAYOUT, reason="PyTorch before 2.9 writes an older layout and schema"
+    not WRITES_NEWEST_LAYOUT, reason="PyTorch before 2.9 knows older layouts and schemas alone"
 )
 
 IMAGES = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
