@@ -69,13 +69,22 @@ def test_accepts_patterns_that_have_an_effect() -> None:
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
-def test_refuses_a_pattern_without_effect(option: str) -> None:
-    selection = Selection.of(**{option: ["head.*", "hed.*"]})
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [
+        ("hed.*", "Is it 'head.bn' or 'head'?"),
+        (
+            "xyz",
+            "The layers are named backbone.bn1, backbone.layer1.0.bn1, backbone.layer1.1.bn1, ….",
+        ),
+    ],
+)
+def test_refuses_a_pattern_without_effect(option: str, pattern: str, advice: str) -> None:
+    selection = Selection.of(**{option: ["head.*", pattern]})
     with pytest.raises(UsageError) as caught:
         selection.check(iter(NAMES))
     assert str(caught.value) == (
-        f"{option} pattern 'hed.*' matches no BatchNorm layer. "
-        "The layers are named backbone.bn1, backbone.layer1.0.bn1, backbone.layer1.1.bn1, …."
+        f"{option} pattern {pattern!r} matches no BatchNorm layer. {advice}"
     )
 
 
