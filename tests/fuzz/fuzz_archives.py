@@ -46,7 +46,7 @@ def _records(content: bytes) -> dict[str, bytes]:
     records = {}
     for part in content.split(SEPARATOR):
         name, _, record = part.partition(b"\n")
-        if name:
+        if name.partition(b"\0")[0]:  # ZipFile cuts names there.
             records[name.decode("latin-1")] = record
     return records
 
