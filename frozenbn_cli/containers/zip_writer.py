@@ -47,6 +47,7 @@ class ZipWriter:
         self._file = file
         self._records: list[_Written] = []
         self._stated_crc32 = self._crc32 = 0
+        self._is_finished = False
 
     def add(self, name: str, content: bytes) -> None:
         """Write a whole record."""
@@ -80,10 +81,14 @@ class ZipWriter:
             self._crc32 = crc32(chunk, self._crc32)
         self._file.write(chunk)
 
-    def drop_last(self) -> None:
-        """Take back the last record."""
-        self._file.seek(self._records.pop().header_start)
-        self._file.truncate()
+    def finish_with(self, name: str, content: bytes) -> None:
+        """Write the last record and the directory; once more, in place of those before."""
+        if self._is_finished:
+            self._file.seek(self._records.pop().header_start)
+            self._file.truncate()
+        self.add(name, content)
+        self.write_directory()
+        self._is_finished = True
 
     def write_directory(self) -> None:
         """Write the directory; more records may follow in its place."""

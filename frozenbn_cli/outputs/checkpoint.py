@@ -50,7 +50,6 @@ class _Zip:
         self._edited = edited
         self._root = edited.stored.root
         self._record_path = f"{self._root}{METADATA_KEY}.json"
-        self._finished = False
 
     def write_tensors(self, count: Callable[[int], None]) -> None:
         archive, root = self._archive, self._root
@@ -74,11 +73,7 @@ class _Zip:
                         count(len(chunk))
 
     def finish(self, record: ConversionRecord) -> None:
-        if self._finished:
-            self._writer.drop_last()
-        self._writer.add(self._record_path, record.to_text().encode())
-        self._writer.write_directory()
-        self._finished = True
+        self._writer.finish_with(self._record_path, record.to_text().encode())
 
 
 class _Legacy:

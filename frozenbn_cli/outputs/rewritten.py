@@ -32,7 +32,6 @@ class RewrittenOutput:
         self._archive = archive
         self._rewriting = rewriting
         self._record_path = record_path
-        self._finished = False
 
     def write_tensors(self, count: Callable[[int], None]) -> None:
         """Write every record, changed or as it was."""
@@ -50,11 +49,7 @@ class RewrittenOutput:
 
     def finish(self, record: ConversionRecord) -> None:
         """Write the record and the directory."""
-        if self._finished:
-            self._writer.drop_last()
-        self._writer.add(self._record_path, record.to_text().encode())
-        self._writer.write_directory()
-        self._finished = True
+        self._writer.finish_with(self._record_path, record.to_text().encode())
 
     def _copy(
         self,

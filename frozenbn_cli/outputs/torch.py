@@ -38,7 +38,6 @@ class TorchOutput:
         self._writer = ZipWriter(file)
         self._storages: dict[Value, tuple[str, StoredTensor]] = {}
         self._tensors = tensors
-        self._finished = False
 
     def write_tensors(self, count: Callable[[int], None]) -> None:
         """Write the pickle, and the storage of every tensor."""
@@ -60,11 +59,7 @@ class TorchOutput:
 
     def finish(self, record: ConversionRecord) -> None:
         """Write the record and the directory."""
-        if self._finished:
-            self._writer.drop_last()
-        self._writer.add(f"archive/{METADATA_KEY}.json", record.to_text().encode())
-        self._writer.write_directory()
-        self._finished = True
+        self._writer.finish_with(f"archive/{METADATA_KEY}.json", record.to_text().encode())
 
     def _rebuilt(self, tensor: StoredTensor) -> Call:
         """Return the call that rebuilds ``tensor``; entries that share all of a tensor go on to."""
