@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
+from frozenbn_cli.checkpoints.exported_programs import program_record_path
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.conversion.making import Made, frozen_model
 from frozenbn_cli.errors import UnsupportedFileError
+from frozenbn_cli.exported.program_archive import ProgramArchive
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import USUAL_SIZES, Inputs, dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
@@ -134,13 +137,8 @@ def _save(program: Any, path: Path) -> None:
 
 
 def _record_path(path: Path) -> str:
-    source = ByteSource(path)
-    try:
-        return next(
-            name for name in ZipArchive(source).records if name.rpartition("/")[2] == METADATA_KEY
-        )
-    finally:
-        source.close()
+    with closing(ByteSource(path)) as source:
+        return program_record_path(ProgramArchive(ZipArchive(source)))
 
 
 def _impossible(reason: str) -> UnsupportedFileError:
