@@ -90,9 +90,8 @@ def _missing(path: Path) -> InputError:
 
 
 def _open(source: ByteSource, naming: Naming) -> Checkpoint:
-    if (
-        source.path.suffix == ".distcp" or source.path.name == ".metadata"
-    ):  # Files of torch.save, one behind the other.
+    # Files of torch.save, one behind the other.
+    if source.path.suffix == ".distcp" or source.path.name == ".metadata":
         raise UnsupportedFileError(
             "a part of a folder of torch.distributed.checkpoint",
             advice=f"Make a file of the folder: {DCP_COMMAND.format(source.path.parent)}",
