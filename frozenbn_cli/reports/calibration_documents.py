@@ -11,7 +11,7 @@ from frozenbn_cli.reports.documents import (
     SCHEMA_VERSION,
     claim_fields,
     finding_fields,
-    renamed_fields,
+    input_fields,
 )
 from frozenbn_cli.verification.claims import verdict
 
@@ -27,16 +27,7 @@ def calibration_document(result: CalibrationResult) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "command": "calibrate",
         "outcome": "calibrated",
-        "input": {
-            "path": str(result.input_path),
-            "kind": result.kind,
-            "container": result.container,
-            "size_bytes": result.input_bytes,
-            "sha256": result.input_sha256,
-            "key": result.key,
-            "prefix": result.prefix,
-            "renamed": renamed_fields(result.renamed),
-        },
+        "input": input_fields(result),
         "output": {"path": str(result.output_path), "size_bytes": result.output_bytes},
         "model": result.model,
         "data": result.data,

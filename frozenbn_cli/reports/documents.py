@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frozenbn_cli.batch_norms.plan import LayerPlan, Plan
 from frozenbn_cli.conversion.convert import ConversionResult
@@ -15,6 +15,9 @@ from frozenbn_cli.training.reconciling import Reconciled
 from frozenbn_cli.verification.claims import Claim, Measure, verdict
 from frozenbn_cli.verification.terms import VerificationResult
 
+if TYPE_CHECKING:
+    from frozenbn_cli.calibration.terms import CalibrationResult
+
 __all__ = [
     "SCHEMA_VERSION",
     "claim_fields",
@@ -22,8 +25,8 @@ __all__ = [
     "error_document",
     "error_fields",
     "finding_fields",
+    "input_fields",
     "inspection_document",
-    "renamed_fields",
     "to_json",
     "verification_document",
 ]
@@ -43,14 +46,7 @@ def conversion_document(result: ConversionResult) -> dict[str, Any]:
         "command": "convert",
         "outcome": result.outcome,
         "input": {
-            "path": str(result.input_path),
-            "kind": result.kind,
-            "container": result.container,
-            "size_bytes": result.input_bytes,
-            "sha256": result.input_sha256,
-            "key": result.key,
-            "prefix": result.prefix,
-            "renamed": renamed_fields(result.renamed),
+            **input_fields(result),
             "entries": len(result.entries),
             "left_out": dict(result.left_out),
             "beside": dict(result.beside),
@@ -132,7 +128,7 @@ def verification_document(result: VerificationResult) -> dict[str, Any]:
             "dims_of": dict(result.recorded.selection.dims_of),
             "state": result.recorded.selection.state,
             "dims": list(result.recorded.dims or ()),
-            "renamed": renamed_fields(result.recorded.renamed),
+            "renamed": _renamed(result.recorded.renamed),
         },
         "swapped": result.swapped,
         "tolerance": {"atol": result.tolerance.atol, "rtol": result.tolerance.rtol},
@@ -218,7 +214,7 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
     return {
         "key": part.key,
         "prefix": part.prefix,
-        "renamed": renamed_fields(part.renamed),
+        "renamed": _renamed(part.renamed),
         "entries": part.entries,
         "elements": dict(part.elements),
         "left_out": dict(part.left_out),
@@ -232,7 +228,21 @@ def _state_dict(part: InspectedStateDict) -> dict[str, Any]:
     }
 
 
-def renamed_fields(steps: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+def input_fields(result: ConversionResult | CalibrationResult) -> dict[str, Any]:
+    """Return what a document says of the file that something was made of."""
+    return {
+        "path": str(result.input_path),
+        "kind": result.kind,
+        "container": result.container,
+        "size_bytes": result.input_bytes,
+        "sha256": result.input_sha256,
+        "key": result.key,
+        "prefix": result.prefix,
+        "renamed": _renamed(result.renamed),
+    }
+
+
+def _renamed(steps: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     """Return what a document says of how names differ from those in a file."""
     return [{"from": old, "to": new} for old, new in steps]
 
