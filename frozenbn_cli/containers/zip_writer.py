@@ -81,11 +81,15 @@ class ZipWriter:
             self._crc32 = crc32(chunk, self._crc32)
         self._file.write(chunk)
 
+    def drop_last(self) -> None:
+        """Take back the last record."""
+        self._file.seek(self._records.pop().header_start)
+        self._file.truncate()
+
     def finish_with(self, name: str, content: bytes) -> None:
         """Write the last record and the directory; once more, in place of those before."""
         if self._is_finished:
-            self._file.seek(self._records.pop().header_start)
-            self._file.truncate()
+            self.drop_last()
         self.add(name, content)
         self.write_directory()
         self._is_finished = True
