@@ -7,8 +7,8 @@ from pathlib import Path
 from frozenbn_cli.cli.sink import Sink
 from frozenbn_cli.reports.documents import verification_document
 from frozenbn_cli.reports.verifications import describe_verification
-from frozenbn_cli.stages import import_torch_for, telling
-from frozenbn_cli.verification.terms import VerificationResult, VerifyOptions
+from frozenbn_cli.verification.files import verify_files
+from frozenbn_cli.verification.terms import VerifyOptions
 
 __all__ = ["run"]
 
@@ -28,11 +28,7 @@ def run(
         all_layers: Show every layer.
     """
     with sink.progress() as progress:
-        with telling(progress):
-            files = import_torch_for("frozenbn_cli.verification.files")
-        result: VerificationResult = files.verify_files(
-            original, converted, options=how, progress=progress
-        )
+        result = verify_files(original, converted, options=how, progress=progress)
     failed = sink.deliver(
         "verify",
         verification_document(result),

@@ -24,6 +24,7 @@ from frozenbn_cli.conversion.training import plan_training
 from frozenbn_cli.conversion.writing import begun_output
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.foreign_code import apart
+from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
 from frozenbn_cli.outputs import (
@@ -237,9 +238,9 @@ class _Conversion:
             ):
                 writer.write_tensors(begin("writing", total))
             syncing = pool.submit(output.sync)
-            if plan.options.verify:
+            if plan.options.verify and not (plan.rewriting and apart.is_prepared()):
                 with stages.timed("verify"):  # Any earlier, importing torch slows writing.
-                    import_torch_for("frozenbn_cli.verification.output")
+                    import_torch_for("frozenbn_cli.verification.layer_runs")
             with stages.timed("write"):
                 begin("syncing")
                 syncing.result()
@@ -256,7 +257,7 @@ class _Conversion:
         plan, options = self.plan, self.plan.options
         if not options.verify:
             return tuple(Claim(name, "not verified", _SKIPPED) for name in CLAIMS)
-        verification = import_torch_for("frozenbn_cli.verification.output")
+        verification = import_quietly("frozenbn_cli.verification.output")
         claims: tuple[Claim, ...]
         with located(str(plan.checkpoint.path)):
             claims = verification.verify_output(

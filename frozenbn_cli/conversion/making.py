@@ -15,8 +15,7 @@ from frozenbn_cli.live_models.guarding import foreign_code
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.loading import freeze_layers
 from frozenbn_cli.outputs import OutputFormat
-from frozenbn_cli.verification.model_runs import Loader
-from frozenbn_cli.verification.models import module_loader
+from frozenbn_cli.verification.loaders import Loader, module_loader
 
 __all__ = ["Made", "frozen_model"]
 

@@ -20,7 +20,7 @@ from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import dtype_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.stages import begin
-from frozenbn_cli.verification.model_runs import Loader
+from frozenbn_cli.verification.loaders import Loader
 from frozenbn_cli.verification.running import find_inputs
 
 __all__ = ["make"]

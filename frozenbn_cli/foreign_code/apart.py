@@ -24,7 +24,7 @@ from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.stages import tell
 from frozenbn_cli.wording import printable
 
-__all__ = ["CAN_RUN", "NUMBER", "JobFailed", "prepare", "run_apart"]
+__all__ = ["CAN_RUN", "NUMBER", "JobFailed", "is_prepared", "prepare", "run_apart"]
 
 CAN_RUN = sys.platform == "linux"
 """Whether jobs get a process of their own; elsewhere, PyTorch does not outlive a fork for sure."""
@@ -32,7 +32,9 @@ CAN_RUN = sys.platform == "linux"
 NUMBER = struct.Struct("<i")
 """How the server tells the process id of a job, and the exit code of that process."""
 
-_MODULES = ("frozenbn_cli.verification.running", "frozenbn_cli.verification.models")
+_MODULES = tuple(
+    f"frozenbn_cli.verification.{name}" for name in ("layer_runs", "models", "running")
+)
 _MODULES_OF_PROGRAMS = (
     "torch.export.pt2_archive._package",
     "torch._functorch.aot_autograd",
@@ -62,6 +64,11 @@ def prepare(*, for_programs: bool = False) -> None:
     if CAN_RUN and sys.executable:
         with _lock:
             _server((*_MODULES, *_MODULES_OF_PROGRAMS) if for_programs else _MODULES)
+
+
+def is_prepared() -> bool:
+    """Return whether a process is there, or starting, that will run jobs."""
+    return bool(_servers) and _servers[0].is_there
 
 
 def run_apart(

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils import _pytree as trees
 
 from frozenbn_cli.live_models.program_modes import put_in_eval
 
-__all__ = ["ProgramLoader", "Takes", "takes_of"]
+__all__ = ["Takes", "load_program", "takes_of"]
 
 _TAKES = "frozenbn_takes"
 _ONLY_MODEL = "model"
@@ -82,39 +82,32 @@ def takes_of(model: Any) -> Takes | None:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramLoader:
-    """Loads a program, which executes what its file says.
+def load_program(path: Path, model: str = _ONLY_MODEL, in_eval: Collection[str] = ()) -> nn.Module:
+    """Return a program as a module, which has one mode alone; this executes what its file says.
 
-    Attributes:
+    Args:
         path: The archive.
         model: Which of its programs.
         in_eval: The layers that are to take running statistics, where it was exported so that they
             take those of the batch.
     """
+    with _words_unheard():
+        program = _program(path, model)
+        module: Any = program.module()
+    if in_eval:
+        put_in_eval(module, in_eval)
+    # The ones that it has raise.
+    module.train = lambda _=True: module
+    module.eval = lambda: module
+    setattr(module, _TAKES, _takes(program, module))
+    return module  # type: ignore[no-any-return]
 
-    path: Path
-    model: str = _ONLY_MODEL
-    in_eval: frozenset[str] = frozenset()
 
-    def __call__(self) -> nn.Module:
-        """Return it as a module, which has one mode alone."""
-        with _words_unheard():
-            program = self._program()
-            module: Any = program.module()
-        if self.in_eval:
-            put_in_eval(module, self.in_eval)
-        # The ones that it has raise.
-        module.train = lambda _=True: module
-        module.eval = lambda: module
-        setattr(module, _TAKES, _takes(program, module))
-        return module  # type: ignore[no-any-return]
-
-    def _program(self) -> Any:
-        if self.model == _ONLY_MODEL:
-            return torch.export.load(self.path)
-        package: Any = importlib.import_module("torch.export.pt2_archive._package")
-        return package.load_pt2(self.path).exported_programs[self.model]
+def _program(path: Path, model: str) -> Any:
+    if model == _ONLY_MODEL:
+        return torch.export.load(path)
+    package: Any = importlib.import_module("torch.export.pt2_archive._package")
+    return package.load_pt2(path).exported_programs[model]
 
 
 def _takes(program: Any, module: nn.Module) -> Takes:

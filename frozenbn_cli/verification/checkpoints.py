@@ -2,21 +2,17 @@
 
 Both are read as inert values, apart from what wrote the one, and walked through side by side: what
 was to change has become what it was to be, and all else is the same, moments and storages included.
-Imports torch.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from contextlib import closing
 from operator import ne
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from frozenbn_cli.batch_norms.batch_norm import Eps
 from frozenbn_cli.batch_norms.record import METADATA_KEY
@@ -27,20 +23,21 @@ from frozenbn_cli.checkpoints.pickled_tensors import bare_tensor, is_tensor
 from frozenbn_cli.checkpoints.state_dicts import values_by_key
 from frozenbn_cli.containers.source import ByteSource, Extent, chunks
 from frozenbn_cli.containers.utf8_path import utf8_path
-from frozenbn_cli.live_models.stored_values import to_tensor
 from frozenbn_cli.outputs.patched import with_edits
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, items_of
+from frozenbn_cli.stages import import_torch_for
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.training.editing import FROZEN_CLASSES
 from frozenbn_cli.training.optimizer_states import find_optimizers
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import Progress
+from frozenbn_cli.verification.written import StoredEntries
 from frozenbn_cli.wording import counted
 
-__all__ = ["WrittenModel", "merged", "verify_checkpoint_contents"]
+__all__ = ["WrittenModel", "verify_checkpoint_contents"]
 
 
-class WrittenModel:
+class WrittenModel(StoredEntries):
     """One model of a training checkpoint that was written, with the names of the report.
 
     Args:
@@ -49,25 +46,14 @@ class WrittenModel:
         eps: The eps of each frozen layer, by its name in the report.
     """
 
-    is_mapped = False
-
     def __init__(self, model: FrozenModel, part: StateDict, eps: Mapping[str, Eps]) -> None:
-        self._part = part
-        self._eps = eps
         shown = {model.stored(name): name for name in model.part.entries}
-        self._stored = {shown.get(name, name): name for name in part.entries}
-
-    def names(self) -> Set[str]:
-        """Return the names of the entries."""
-        return self._stored.keys()
+        super().__init__({shown.get(name, name): entry for name, entry in part.entries.items()})
+        self._eps = eps
 
     def stated_eps(self) -> Mapping[str, Eps]:
         """Return the eps that the file states for each frozen layer."""
         return self._eps
-
-    def tensor(self, name: str) -> Tensor:
-        """Return an entry."""
-        return to_tensor(self._part.entries[self._stored[name]])
 
 
 def verify_checkpoint_contents(
@@ -337,23 +323,9 @@ def _how_torch_reads(checkpoint: Checkpoint, written: Path) -> str | None:
 
 
 def _loads(path: Path) -> bool:
+    torch = import_torch_for("torch")
     try:
         torch.load(utf8_path(path), weights_only=True, mmap=True, map_location="cpu")
     except (UnpicklingError, RuntimeError):
         return False
     return True
-
-
-def merged(claims: Iterable[tuple[str, Claim]]) -> Claim:
-    """Return one claim on the layers of several models, by their keys."""
-    claims = list(claims)
-    if len(claims) == 1:
-        return claims[0][1]
-    for status in ("different", "not verified"):
-        for key, claim in claims:
-            if claim.status == status:
-                detail = f"{key}: {claim.detail}"
-                return Claim("layers", status, detail, claim.checked, claim.differences)
-    detail = "; ".join(f"{key}: {claim.detail}" for key, claim in claims)
-    differences = tuple(item for _, claim in claims for item in claim.differences)
-    return Claim("layers", "equal", detail, sum(claim.checked for _, claim in claims), differences)

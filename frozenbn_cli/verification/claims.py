@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from frozenbn_cli.errors import UsageError
+from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = [
     "CLAIMS",
@@ -17,6 +18,9 @@ __all__ = [
     "Measure",
     "Verdict",
     "check_required",
+    "merged",
+    "summary",
+    "tolerated_text",
     "verdict",
     "with_required",
 ]
@@ -138,6 +142,42 @@ class Claim:
         found = [getattr(item.measure, which, math.inf) for item in self.differences]
         largest: float = max(found, default=math.inf)
         return largest if largest < math.inf else None
+
+
+def summary(differences: Sequence[Difference], total: int, noun: str) -> str:
+    """Return one line on differences in some of ``total`` places, the first of them in words."""
+    first = next((item for item in differences if not item.tolerated), differences[0])
+    if len(differences) == 1:
+        return str(first)
+    return f"{len(differences):,} of {total:,} {noun} differ, the first is {first}"
+
+
+def tolerated_text(differences: Sequence[Difference], tolerance: Tolerance, noun: str) -> str:
+    """Return one line on differences that are all within a tolerance; empty if there are none."""
+    if not differences:
+        return ""
+    largest = max(item.measure.absolute if item.measure else 0.0 for item in differences)
+    problems = dict.fromkeys(item.problem for item in differences if item.problem)
+    parts = [
+        f", {tolerance}: {len(differences):,} {noun} differ, by up to {largest:.3g}",
+        *problems,
+    ]
+    return ", ".join(parts)
+
+
+def merged(claims: Iterable[tuple[str, Claim]]) -> Claim:
+    """Return one claim on the layers of several models, by their keys."""
+    claims = list(claims)
+    if len(claims) == 1:
+        return claims[0][1]
+    for status in ("different", "not verified"):
+        for key, claim in claims:
+            if claim.status == status:
+                detail = f"{key}: {claim.detail}"
+                return Claim("layers", status, detail, claim.checked, claim.differences)
+    detail = "; ".join(f"{key}: {claim.detail}" for key, claim in claims)
+    differences = tuple(item for _, claim in claims for item in claim.differences)
+    return Claim("layers", "equal", detail, sum(claim.checked for _, claim in claims), differences)
 
 
 def check_required(required: Iterable[str]) -> None:

@@ -1,17 +1,14 @@
-"""The first claim: every entry that was not to change is bit-identical. Imports torch."""
+"""The first claim: every entry that was not to change is bit-identical."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Collection, Mapping
 
-from torch import Tensor
-
 from frozenbn_cli.checkpoints import StoredTensor
-from frozenbn_cli.live_models.stored_values import to_tensor
-from frozenbn_cli.verification.claims import Claim, Difference
-from frozenbn_cli.verification.differences import EXACT, Tolerance, compare, summary, tolerated_text
-from frozenbn_cli.verification.written import WINDOW_BYTES, WrittenFile
+from frozenbn_cli.stages import import_torch_for
+from frozenbn_cli.verification.claims import Claim, Difference, summary, tolerated_text
+from frozenbn_cli.verification.tolerance import EXACT, Tolerance
+from frozenbn_cli.verification.written import WrittenFile, as_tensor
 from frozenbn_cli.wording import counted, listed
 
 __all__ = ["Progress", "verify_contents"]
@@ -64,29 +61,10 @@ def verify_contents(
 def _difference(
     name: str, source: StoredTensor, written: WrittenFile, tolerance: Tolerance
 ) -> Difference | None:
-    found = written.tensor(name)
-    is_alike = (
-        str(found.dtype) == f"torch.{source.dtype.name}" and tuple(found.shape) == source.shape
-    )
-    if is_alike and _has_same_bytes(name, source, written, found):
+    if written.holds(name, source):
         return None
-    return compare(name, to_tensor(source), found, tolerance=tolerance)
-
-
-def _has_same_bytes(name: str, source: StoredTensor, written: WrittenFile, found: Tensor) -> bool:
-    """Compare piece by piece, and keep no more than a window in memory, however large it is."""
-    is_mapped = written.is_mapped and found.is_contiguous()
-    memory, position, window_end = _plain(found), 0, WINDOW_BYTES
-    for chunk in source.chunks():
-        if position >= window_end and is_mapped:
-            memory, window_end = _plain(written.tensor(name)), position + WINDOW_BYTES
-        # Several times as fast as `torch.equal`.
-        if ctypes.string_at(memory.data_ptr() + position, len(chunk)) != chunk:
-            return False
-        position += len(chunk)
-    return True
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor whose memory is its elements in row-major order."""
-    return tensor.resolve_conj().resolve_neg().contiguous()
+    measuring = import_torch_for("frozenbn_cli.verification.differences")
+    found: Difference | None = measuring.compare(
+        name, as_tensor(source), written.tensor(name), tolerance=tolerance
+    )
+    return found

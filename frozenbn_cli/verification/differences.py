@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from frozenbn_cli.verification.claims import Difference, Measure
 from frozenbn_cli.verification.tolerance import EXACT, Tolerance
 
-__all__ = ["EXACT", "Tolerance", "compare", "same_bits", "summary", "tolerated_text"]
+__all__ = ["compare", "same_bits"]
 
 _ORDERED = {
     torch.float64: torch.int64,
@@ -159,24 +159,3 @@ def _ordered(tensor: Tensor) -> Tensor:
     lowest = torch.iinfo(bits.dtype).min
     wide = bits.to(torch.int64)
     return torch.where(wide < 0, lowest - wide, wide)
-
-
-def summary(differences: Sequence[Difference], total: int, noun: str) -> str:
-    """Return one line on differences in some of ``total`` places, the first of them in words."""
-    first = next((item for item in differences if not item.tolerated), differences[0])
-    if len(differences) == 1:
-        return str(first)
-    return f"{len(differences):,} of {total:,} {noun} differ, the first is {first}"
-
-
-def tolerated_text(differences: Sequence[Difference], tolerance: Tolerance, noun: str) -> str:
-    """Return one line on differences that are all within a tolerance; empty if there are none."""
-    if not differences:
-        return ""
-    largest = max(item.measure.absolute if item.measure else 0.0 for item in differences)
-    problems = dict.fromkeys(item.problem for item in differences if item.problem)
-    parts = [
-        f", {tolerance}: {len(differences):,} {noun} differ, by up to {largest:.3g}",
-        *problems,
-    ]
-    return ", ".join(parts)

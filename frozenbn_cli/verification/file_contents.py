@@ -1,4 +1,4 @@
-"""The first claim on two files: what was not to change is there, and the same. Imports torch."""
+"""The first claim on two files: what was not to change is there, and the same."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The second claim on two files: each layer that was frozen computes the same. Imports torch."""
+"""The second claim on two files: each layer that was frozen computes the same."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
-from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.file_pair import FilePair
 from frozenbn_cli.verification.freezing import (
@@ -32,7 +31,6 @@ def verify_file_layers(pair: FilePair) -> Claim:
     claim = verify_layers(
         pair.written,
         {name: source for name, (source, _) in compared.items()},
-        begin("running the layers", count),
         stated={name: eps for name, (_, eps) in compared.items()},
         rewritten=pair.rewritten,
         tolerance=pair.tolerance,

@@ -1,4 +1,4 @@
-"""Two files that are compared, and what is known of their layers before that. Imports torch."""
+"""Two files that are compared, and what is known of their layers before that."""
 
 from __future__ import annotations
 

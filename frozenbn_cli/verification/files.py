@@ -1,4 +1,4 @@
-"""Verifies one file against another: opens both, and checks the three claims. Imports torch."""
+"""Verifies one file against another: opens both, and checks the three claims."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from frozenbn_cli.checkpoints.names import renamed
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.foreign_code import apart
-from frozenbn_cli.live_models.building import BuiltOnce
-from frozenbn_cli.live_models.describing import described_by
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.live_models.unused_options import check_used
 from frozenbn_cli.outputs import own_format
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.stages import Progress, Stages, begin, telling
-from frozenbn_cli.verification.checkpoints import merged
-from frozenbn_cli.verification.claims import Claim, with_required
-from frozenbn_cli.verification.differences import Tolerance
+from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
+from frozenbn_cli.verification.claims import Claim, merged, with_required
 from frozenbn_cli.verification.file_contents import verify_file_contents
 from frozenbn_cli.verification.file_layers import verify_file_layers
 from frozenbn_cli.verification.file_pair import FilePair
 from frozenbn_cli.verification.freezing import frozen_layers, rewritten_layers
-from frozenbn_cli.verification.models import blank_loader, frozen_loader, original_loader
+from frozenbn_cli.verification.loaders import blank_loader, frozen_loader, original_loader
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.recorded import are_swapped, check_order, recorded_of
 from frozenbn_cli.verification.recorded_edits import contents_of_all, recorded_keys
 from frozenbn_cli.verification.terms import Recorded, VerificationResult, VerifyOptions
+from frozenbn_cli.verification.tolerance import Tolerance
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import open_part
 
@@ -82,7 +79,8 @@ def verify_files(
         if options.model is not None:
             key = keys[0] if keys else options.key
             model = fitted_to(before.state_dict(key), options.model)
-            options = replace(options, model=model and BuiltOnce(model))
+            building = import_torch_for("frozenbn_cli.live_models.building")
+            options = replace(options, model=model and building.BuiltOnce(model))
         run = partial(_verified, before, after, options, recorded)
         if not options.hash_files:
             return run(keys)
@@ -257,7 +255,9 @@ class _Verification:
             if own == "torchscript" == own_format(self._after):
                 raise no_model_wanted()
             return part
-        return described_by(self._options.model, part, strict=True)[0]
+        describing = import_torch_for("frozenbn_cli.live_models.describing")
+        described: StateDict = describing.described_by(self._options.model, part, strict=True)[0]
+        return described
 
     def _converted_part(self) -> StateDict:
         key = self._options.key

@@ -8,8 +8,7 @@ from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict, StoredTensor
-from frozenbn_cli.verification.claims import Claim, Difference
-from frozenbn_cli.verification.differences import summary
+from frozenbn_cli.verification.claims import Claim, Difference, summary
 from frozenbn_cli.verification.written import WrittenFile
 
 __all__ = [

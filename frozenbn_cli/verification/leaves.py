@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from frozenbn_cli.verification.claims import Difference
-from frozenbn_cli.verification.differences import Tolerance, compare
+from frozenbn_cli.verification.differences import compare
+from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = [
     "Leaves",

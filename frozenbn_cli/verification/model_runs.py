@@ -13,11 +13,11 @@ from frozenbn_cli.errors import FrozenBNError
 from frozenbn_cli.live_models.guarding import first_line, foreign_code, last_line
 from frozenbn_cli.live_models.inputs import Inputs, dtype_of
 from frozenbn_cli.stages import begin
-from frozenbn_cli.verification.differences import EXACT
 from frozenbn_cli.verification.leaves import Leaves, leaf_differences, leaves_of
+from frozenbn_cli.verification.loaders import Loader
+from frozenbn_cli.verification.tolerance import EXACT
 
 __all__ = [
-    "Loader",
     "LoadingError",
     "ModelError",
     "Run",
@@ -26,9 +26,6 @@ __all__ = [
     "load",
     "ran",
 ]
-
-Loader = Callable[[], Any]
-"""Returns a model anew, as it is in a file, in eval and on the CPU."""
 
 
 class ModelError(Exception):

@@ -1,4 +1,4 @@
-"""Verifies what a conversion wrote, before it gets its name. Imports torch."""
+"""Verifies what a conversion wrote, before it gets its name."""
 
 from __future__ import annotations
 
@@ -17,18 +17,13 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat, rewritable
 from frozenbn_cli.stages import begin
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
-from frozenbn_cli.verification.checkpoints import (
-    WrittenModel,
-    merged,
-    verify_checkpoint_contents,
-)
-from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.checkpoints import WrittenModel, verify_checkpoint_contents
+from frozenbn_cli.verification.claims import Claim, merged
 from frozenbn_cli.verification.contents import verify_contents
-from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.layers import verify_layers
-from frozenbn_cli.verification.model_runs import Loader
-from frozenbn_cli.verification.models import (
+from frozenbn_cli.verification.loaders import (
     FromFile,
+    Loader,
     archive_loader,
     blank_loader,
     frozen_loader,
@@ -38,6 +33,7 @@ from frozenbn_cli.verification.models import (
 )
 from frozenbn_cli.verification.private_copies import PrivateCopies
 from frozenbn_cli.verification.records import other_record
+from frozenbn_cli.verification.tolerance import EXACT, Tolerance
 from frozenbn_cli.verification.whole_models import verify_whole_model
 from frozenbn_cli.verification.written import WrittenFile, open_written
 
@@ -100,7 +96,6 @@ def verify_output(
     layers = verify_layers(
         file,
         written.layers,
-        begin("running the layers", len(written.layers)),
         rewritten=written.retargeting.layers if written.retargeting else (),
         tolerance=tolerance,
     )
@@ -120,7 +115,6 @@ def _verify_checkpoint(
     if written.edited:
         comparing = begin("comparing", checkpoint.size_bytes)
         contents = verify_checkpoint_contents(checkpoint, written.path, written.edited, comparing)
-    running = begin("running the layers", sum(len(model.frozen) for model in models))
     with open_checkpoint(written.path, keep_prefix=True) as output:
         files = {model.key: _written_model(model, output) for model in models}
         layers = merged(
@@ -129,7 +123,6 @@ def _verify_checkpoint(
                 verify_layers(
                     files[model.key],
                     {item.layer.name: item.layer for item in model.frozen},
-                    running,
                     rewritten=model.retargeting.before if model.retargeting else (),
                     tolerance=tolerance,
                 ),

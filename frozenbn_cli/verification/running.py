@@ -13,24 +13,18 @@ from frozenbn_cli.errors import FrozenBNError, UsageError
 from frozenbn_cli.live_models.building import scripted
 from frozenbn_cli.live_models.guarding import first_line, foreign_code
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs
-from frozenbn_cli.live_models.programs import ProgramLoader, takes_of
+from frozenbn_cli.live_models.programs import takes_of
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.stages import begin
-from frozenbn_cli.verification.claims import Claim, Difference
-from frozenbn_cli.verification.differences import (
-    EXACT,
-    Tolerance,
-    summary,
-    tolerated_text,
-)
+from frozenbn_cli.verification.claims import Claim, Difference, summary, tolerated_text
 from frozenbn_cli.verification.leaves import (
     count_values,
     has_numbers,
     have_same_form,
     leaf_differences,
 )
+from frozenbn_cli.verification.loaders import ArchiveLoader, Loader, ProgramLoader
 from frozenbn_cli.verification.model_runs import (
-    Loader,
     LoadingError,
     ModelError,
     Run,
@@ -40,6 +34,7 @@ from frozenbn_cli.verification.model_runs import (
     ran,
 )
 from frozenbn_cli.verification.staying import changes_of_frozen, claim_of_changes, train_once
+from frozenbn_cli.verification.tolerance import EXACT, Tolerance
 from frozenbn_cli.verification.watching import step_difference, submodule, watched
 
 __all__ = ["find_inputs", "verify_model"]
@@ -49,8 +44,8 @@ _RUNNING = "running the model ({} of 4)"
 
 
 def verify_model(
-    before: Loader | str,
-    after: Loader | str,
+    before: Loader,
+    after: Loader,
     frozen: Iterable[str],
     options: RunOptions,
     tolerance: Tolerance = EXACT,
@@ -62,15 +57,14 @@ def verify_model(
     change in any of these, also where it does in the original.
 
     Args:
-        before: Loads the original, or says why it cannot be run.
-        after: Loads the converted, or says why it cannot be run.
+        before: Loads the original.
+        after: Loads the converted.
         frozen: The names of its frozen layers.
         options: On what to run them.
         tolerance: Of the outputs.
     """
-    if isinstance(before, str) or isinstance(after, str):
-        reason = before if isinstance(before, str) else after
-        return Claim("model", "not verified", str(reason))
+    if not torch_jit.IS_THERE and any(_loads(each, ArchiveLoader) for each in (before, after)):
+        return _not_verified(torch_jit.MISSING)
     try:
         runs = _find_runs(before, options, taker=after)
         if isinstance(runs, str):
@@ -83,8 +77,8 @@ def verify_model(
         return _not_verified(f"it does not run again: {error.last}")
 
 
-def _is_program(loader: Loader) -> bool:
-    return isinstance(getattr(loader, "load", loader), ProgramLoader)
+def _loads(loader: Loader, kind: type[ArchiveLoader | ProgramLoader]) -> bool:
+    return isinstance(getattr(loader, "load", loader), kind)
 
 
 def find_inputs(model: Loader, options: RunOptions, *, sizes: Sequence[int] = ()) -> Inputs | str:
@@ -108,7 +102,7 @@ def _find_runs(
     """
     model = load(loader)
     asked = model
-    if taker and takes_of(model) is None and _is_program(taker):
+    if taker and takes_of(model) is None and _loads(taker, ProgramLoader):
         asked = load(taker)
     try:
         with foreign_code():
@@ -191,7 +185,7 @@ class _Comparison:
 
     def _train(self) -> str:
         """Run the converted with all of it in training mode; return in words what came of it."""
-        if _is_program(self.after):
+        if _loads(self.after, ProgramLoader):
             return "frozen layers do not change, and an exported program has no other mode"
         inputs = self.runs[0].inputs
         for each in (inputs, inputs.doubled()):
@@ -273,7 +267,7 @@ class _Comparison:
     def _equal(self, in_training: str) -> Claim:
         count = count_values(self.runs[0].outputs)
         modes = ", in eval and with the frozen layers in training mode"
-        detail = f"outputs on {self._shown()}{'' if _is_program(self.after) else modes}"
+        detail = f"outputs on {self._shown()}{'' if _loads(self.after, ProgramLoader) else modes}"
         if not any(has_numbers(run.outputs) for run in self.runs):
             detail = f"outputs hold no finite numbers on {self._shown()}"
             if not self._can_be_watched():

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from frozenbn_cli.verification.claims import Difference
-from frozenbn_cli.verification.differences import Tolerance, compare
+from frozenbn_cli.verification.differences import compare
+from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = ["Step", "step_difference", "submodule", "watched"]
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.stages import begin
-from frozenbn_cli.verification.claims import Claim, Difference, Measure
-from frozenbn_cli.verification.differences import EXACT, Tolerance
-from frozenbn_cli.verification.model_runs import Loader
-from frozenbn_cli.verification.models import FromFile
-from frozenbn_cli.verification.running import verify_model
+from frozenbn_cli.stages import begin, import_torch_for
+from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.loaders import FromFile, Loader
+from frozenbn_cli.verification.told_claims import claim_of, told
+from frozenbn_cli.verification.tolerance import EXACT, Tolerance
 from frozenbn_cli.wording import printable
 
-__all__ = ["claim_of", "told", "verify_whole_model"]
+__all__ = ["verify_whole_model"]
 
 _MOST_LINES = 10
 
@@ -35,17 +34,18 @@ def verify_whole_model(
     Whatever the code of a file does in its own process, crash, hang or allocate, the claim is then
     not verified, and says why.
     """
+    if isinstance(before, str) or isinstance(after, str):
+        return Claim("model", "not verified", before if isinstance(before, str) else str(after))
     names = tuple(frozen)
     is_foreign = isinstance(before, FromFile) or isinstance(after, FromFile)
-    is_ready = not isinstance(before, str) and not isinstance(after, str)
-    if not (is_foreign and is_ready and apart.CAN_RUN):
-        return verify_model(before, after, names, options, tolerance)
+    if not (is_foreign and apart.CAN_RUN):
+        return _verify(before, after, names, options, tolerance)
     alone = {item.name: getattr(options, item.name) for item in fields(RunOptions)}
     how = RunOptions(**{**alone, "model": None})
     job = partial(_compare, before, after, names, how, tolerance)
     begin("starting a process that runs the model")
     try:
-        return claim_of(apart.run_apart(job, timeout=options.timeout, say=_say))
+        return claim_of("model", apart.run_apart(job, timeout=options.timeout, say=_say))
     except apart.JobFailed as failed:
         return Claim("model", "not verified", str(failed))
     except (TypeError, ValueError, KeyError, AttributeError):
@@ -53,7 +53,12 @@ def verify_whole_model(
 
 
 def _compare(*arguments: Any) -> dict[str, Any]:
-    return told(verify_model(*arguments))
+    return told(_verify(*arguments))
+
+
+def _verify(*arguments: Any) -> Claim:
+    claim: Claim = import_torch_for("frozenbn_cli.verification.running").verify_model(*arguments)
+    return claim
 
 
 def _say(words: str) -> None:
@@ -63,73 +68,3 @@ def _say(words: str) -> None:
         sys.stderr.write(f"the model printed: {printable(line)[:200]}\n")
     if len(lines) > _MOST_LINES:
         sys.stderr.write(f"the model printed {len(lines) - _MOST_LINES:,} lines more\n")
-
-
-def told(claim: Claim) -> dict[str, Any]:
-    """Return a claim as JSON can tell it."""
-    told_claim = asdict(claim)
-    for difference in told_claim["differences"]:
-        measure = difference["measure"]
-        for role in ("before", "after") if measure else ():
-            if isinstance(measure[role], complex):
-                measure[role] = [measure[role].real, measure[role].imag]
-    return told_claim
-
-
-def claim_of(told_claim: Mapping[str, Any]) -> Claim:
-    """Return a claim on the model that `told` told; raises where it cannot have.
-
-    It comes from a process in which the code of a file has run.
-    """
-    status = told_claim["status"]
-    if status not in ("equal", "different", "not verified"):
-        raise ValueError(status)
-    return Claim(
-        "model",
-        status,
-        _text(told_claim["detail"]),
-        int(told_claim["checked"]),
-        tuple(map(_difference, told_claim["differences"])),
-        _text(told_claim["begins"]),
-        inputs_were_given=bool(told_claim["inputs_were_given"]),
-    )
-
-
-def _difference(told_difference: Mapping[str, Any]) -> Difference:
-    measure = told_difference["measure"]
-    return Difference(
-        _text(told_difference["place"]),
-        _text(told_difference["problem"]),
-        None if measure is None else _measure(measure),
-        bool(told_difference["tolerated"]),
-    )
-
-
-def _measure(told_measure: Mapping[str, Any]) -> Measure:
-    ulps = told_measure["ulps"]
-    return Measure(
-        elements=int(told_measure["elements"]),
-        differing=int(told_measure["differing"]),
-        absolute=float(told_measure["absolute"]),
-        index=tuple(map(int, told_measure["index"])),
-        before=_number(told_measure["before"]),
-        after=_number(told_measure["after"]),
-        relative=float(told_measure["relative"]),
-        relative_index=tuple(map(int, told_measure["relative_index"])),
-        ulps=None if ulps is None else int(ulps),
-        mean=float(told_measure["mean"]),
-        percentile_99=float(told_measure["percentile_99"]),
-    )
-
-
-def _number(value: Any) -> float | complex:
-    if isinstance(value, list):
-        real, imaginary = map(float, value)
-        return complex(real, imaginary)
-    return value if type(value) is int else float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(type(value).__name__)
-    return value

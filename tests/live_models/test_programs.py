@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from frozenbn_cli.live_models.inputs import Inputs, candidate_inputs, dtype_of
-from frozenbn_cli.live_models.programs import ProgramLoader, takes_of
+from frozenbn_cli.live_models.programs import load_program, takes_of
 from frozenbn_cli.live_models.run_options import RunOptions
+from frozenbn_cli.verification.loaders import ProgramLoader
 from frozenbn_cli.verification.running import verify_model
 from tests.builders.hostile_programs import export
 from tests.builders.models import perturb
@@ -43,7 +44,7 @@ def several(tmp_path: Path) -> Path:
 
 
 def inputs_of(path: Path, **options: Any) -> list[Inputs] | str:
-    found = candidate_inputs(ProgramLoader(path)(), RunOptions(**options))
+    found = candidate_inputs(load_program(path), RunOptions(**options))
     return found if isinstance(found, str) else [each for runs in found for each in runs]
 
 
@@ -87,11 +88,11 @@ def test_its_dtype_is_that_of_its_inputs(tmp_path: Path) -> None:
             return self.bn(x.half())
 
     path = export(Rounding().eval(), tmp_path / "a.pt2", BATCH)
-    assert dtype_of(ProgramLoader(path)()) == torch.float32
+    assert dtype_of(load_program(path)) == torch.float32
 
 
 def test_it_has_one_mode(several: Path) -> None:
-    program = ProgramLoader(several)()
+    program = load_program(several)
     assert takes_of(program) is not None
     assert program.train() is program
     assert program.eval() is program
@@ -105,7 +106,7 @@ def test_another_model_than_the_first_may_be_loaded(tmp_path: Path) -> None:
         for name, eps in (("a", 1.0), ("b", 100.0))
     }
     package.package_pt2(tmp_path / "both.pt2", exported_programs=programs)
-    first, second = (ProgramLoader(tmp_path / "both.pt2", name)()(BATCH) for name in "ab")
+    first, second = (load_program(tmp_path / "both.pt2", name)(BATCH) for name in "ab")
     assert torch.allclose(first * 2**0.5, second * 101**0.5)
 
 
@@ -146,7 +147,7 @@ def expected_of(model: nn.Module, in_eval: list[str]) -> Tensor:
 @pytest.mark.parametrize("names", [["bn"], ["inner"], ["bn", "inner"], []])
 def test_layers_are_put_in_eval(tmp_path: Path, decomposed: bool, names: list[str]) -> None:
     model, path = trained(tmp_path / "a.pt2", decomposed=decomposed)
-    program = ProgramLoader(path, in_eval=frozenset(names))()
+    program = load_program(path, in_eval=frozenset(names))
     before = {name: buffer.clone() for name, buffer in program.named_buffers()}
 
     torch.manual_seed(1)

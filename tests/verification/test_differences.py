@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from frozenbn_cli.verification.claims import Claim, Difference, Measure, verdict
-from frozenbn_cli.verification.differences import Tolerance, compare
+from frozenbn_cli.verification.differences import compare
+from frozenbn_cli.verification.tolerance import Tolerance
 
 NAN, INF = math.nan, math.inf
 

@@ -18,7 +18,7 @@ from frozenbn_cli.pickles.values import Call
 from frozenbn_cli.verification.claims import Claim, Difference, Measure
 from frozenbn_cli.verification.files import verify_files
 from frozenbn_cli.verification.terms import VerifyOptions
-from frozenbn_cli.verification.whole_models import claim_of, told
+from frozenbn_cli.verification.told_claims import claim_of, told
 from tests.builders.archives import script
 from tests.builders.files import save, small_state
 from tests.builders.models import perturb
@@ -171,9 +171,9 @@ def test_a_claim_survives_being_told() -> None:
         relative=0.5, relative_index=(), ulps=None, mean=0.25, percentile_99=0.5,
     )  # fmt: skip
     differences = (Difference("place", "problem", measure, True), Difference("other", "is"))
-    claim = Claim("model", "different", "detail", 4, differences, "begins")
+    claim = Claim("model", "different", "detail", 4, differences, "begins", "advice")
 
-    assert claim_of(told(claim)) == claim
+    assert claim_of("model", told(claim)) == claim
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_claim_survives_being_told() -> None:
 )
 def test_a_claim_that_is_none_is_no_claim(change: dict[str, object]) -> None:
     with pytest.raises((TypeError, ValueError)):
-        claim_of({**told(Claim("model", "equal", "detail")), **change})
+        claim_of("model", {**told(Claim("model", "equal", "detail")), **change})
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -197,7 +197,7 @@ def test_no_library_reads_a_file_of_others(
 
     for library in ("torch.load", "safetensors.safe_open", "safetensors.torch.load_file"):
         monkeypatch.setattr(library, never)
-    monkeypatch.setattr("frozenbn_cli.verification.written.safe_open", never)
+    monkeypatch.setattr("frozenbn_cli.verification.library_files.safe_open", never)
 
     assert [claim.status for claim in verify_files(original, output).claims] == [
         "equal", "equal", "not verified",

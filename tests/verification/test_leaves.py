@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from frozenbn_cli.verification.differences import EXACT, Tolerance
 from frozenbn_cli.verification.leaves import (
     count_values,
     has_numbers,
     leaf_differences,
     leaves_of,
 )
+from frozenbn_cli.verification.tolerance import EXACT, Tolerance
 
 
 @dataclass

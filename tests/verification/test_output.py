@@ -11,8 +11,7 @@ from frozenbn_cli.batch_norms.batch_norm import Eps, find_batch_norms
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import VerificationError
-from frozenbn_cli.verification import contents as contents_module
-from frozenbn_cli.verification import written as written_module
+from frozenbn_cli.verification import library_files
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents
 from frozenbn_cli.verification.layers import verify_layers
@@ -39,7 +38,7 @@ def contents(tmp_path: Path, source: Checkpoint, state: State) -> Claim:
 
 def layers(tmp_path: Path, source: Checkpoint, state: State, eps: float | None = 1e-5) -> Claim:
     found = {layer.name: layer for layer in find_batch_norms(source.state_dict())}
-    return verify_layers(written(tmp_path, state, eps=eps), found, lambda _: None)
+    return verify_layers(written(tmp_path, state, eps=eps), found)
 
 
 def test_equal_contents(tmp_path: Path, source: Checkpoint) -> None:
@@ -142,7 +141,7 @@ def test_a_layer_whose_eps_is_not_stated_is_a_difference(
 
 
 def test_no_layers_are_not_called_equal(tmp_path: Path, source: Checkpoint) -> None:
-    claim = verify_layers(written(tmp_path, small_state()), {}, lambda _: None)
+    claim = verify_layers(written(tmp_path, small_state()), {})
 
     assert claim.status == "not verified"
 
@@ -187,7 +186,7 @@ def test_a_large_entry_is_mapped_anew_for_each_window(
     weight = torch.randn(900, 1000)
     changed = weight.clone()
     changed[-1, -1] += 1
-    monkeypatch.setattr(contents_module, "WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(library_files, "_WINDOW_BYTES", 1 << 20)
 
     def claim_and_reads(matrix: torch.Tensor) -> tuple[Claim, int]:
         file = open_written(
@@ -218,7 +217,7 @@ def test_a_large_file_is_opened_anew_so_that_its_pages_do_not_pile_up(
     save(path, small_state())
     file = open_written(path, output_format)
     first = file._window.file  # type: ignore[attr-defined]
-    monkeypatch.setattr(written_module, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(library_files, "_WINDOW_BYTES", 100)
 
     claim = verify_contents(file, source.entries, lambda _: None)
 
