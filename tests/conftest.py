@@ -20,7 +20,11 @@ from frozenbn_cli.errors import InputError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value
 from frozenbn_cli.pickles.writer import write_pickle
-from tests.builders.leftovers import (  # noqa: F401  # Pytest looks for its hooks here.
+from tests.builders.job_processes import (  # noqa: F401  # Pytest looks for fixtures here.
+    _one_for_programs_too,
+    process_of_its_own,
+)
+from tests.builders.leftovers import (  # noqa: F401  # And for its hooks.
     pytest_runtest_makereport,
     pytest_runtest_protocol,
 )

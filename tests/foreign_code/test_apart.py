@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from functools import partial
@@ -19,6 +20,14 @@ from frozenbn_cli.stages import telling
 from tests.foreign_code import jobs
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="code of files runs in this process here")
+
+
+@pytest.fixture
+def bare_process(process_of_its_own: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test have the process ended: one that finds no PyTorch, and so starts at once."""
+    monkeypatch.setattr(apart, "_MODULES", ())
+    found = [folder for folder in sys.path if Path(folder).name != "site-packages"]
+    monkeypatch.setattr(sys, "path", found)
 
 
 def failure(job: Any, timeout: float = 100) -> str:
@@ -49,6 +58,7 @@ def test_jobs_find_pytorch_imported() -> None:
     assert run_apart(partial(jobs.is_imported, "torch"), timeout=100) is True
 
 
+@pytest.mark.usefixtures("bare_process")
 def test_a_process_that_is_about_to_end_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends when no job came for long, and is still there for a moment."""
     assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
@@ -87,12 +97,14 @@ def test_says_what_became_of_a_job(job: Any, reason: str) -> None:
     assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
 
 
+@pytest.mark.usefixtures("bare_process")
 def test_ends_what_goes_on_for_ever() -> None:
     assert failure(jobs.loop, timeout=0.5) == (
         "it was not done after 0.5 seconds; --timeout allows more"
     )
 
 
+@pytest.mark.usefixtures("bare_process")
 def test_ends_what_runs_when_it_is_interrupted() -> None:
     # Where the tests were started in the background, Python would not hear of it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -269,7 +269,7 @@ def test_leaves_torchvision_video_model_alone_unless_told(name: str) -> None:
     assert len(frozen_layers(model)) == len(decisions)
 
 
-@pytest.mark.parametrize("name", ["mc3_18", "s3d"])
+@pytest.mark.parametrize("name", slow_except("mc3_18", ["mc3_18", "s3d"]))
 def test_freezes_torchvision_video_model(name: str) -> None:
     model = build_torchvision(name)
     pixels = 224 if name == "s3d" else 16
