@@ -1,14 +1,14 @@
 """Ctrl-C at any moment, imports included, is exit code 130 and one line."""
 
-import subprocess
 import sys
 
 import pytest
 
+from tests.builders.processes import HANG_SECONDS, running
+
 # Interrupts itself when a module is looked for, as a user may in the midst of an import.
 INTERRUPTED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 
 WANTED = sys.argv.pop(1)
 
@@ -24,24 +24,28 @@ main()
 """
 
 
+def ended(code: str, *arguments: str) -> tuple[int, str, str]:
+    """Return the exit code of a script, and what it printed on both streams."""
+    with running([sys.executable, "-c", code, *arguments]) as process:
+        out, err = process.communicate(timeout=HANG_SECONDS)
+    return process.returncode, out, err
+
+
 @pytest.mark.parametrize(
     "module",
     ["frozenbn_cli.cli.app", "typer", "rich.console", "frozenbn_cli.conversion.convert"],
 )
 def test_an_interrupted_import_is_no_traceback(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, module, "convert", "none.pth"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "frozenbn: interrupted; nothing unfinished was left behind\n"
+    assert ended(INTERRUPTED, module, "convert", "none.pth") == (
+        130,
+        "",
+        "frozenbn: interrupted; nothing unfinished was left behind\n",
+    )
 
 
 # What an import makes of an interruption: some libraries turn it into an error of their own.
 TURNED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 from frozenbn_cli import cli
 from frozenbn_cli.conversion import convert as conversion
 
@@ -58,9 +62,7 @@ cli.main()
 
 
 def test_an_interruption_that_became_another_error_is_one_still() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TURNED], capture_output=True, text=True, check=False
-    )
+    code, _, err = ended(TURNED)
 
-    assert done.returncode == 130
-    assert done.stderr.endswith("frozenbn: interrupted; nothing unfinished was left behind\n")
+    assert code == 130
+    assert err.endswith("frozenbn: interrupted; nothing unfinished was left behind\n")

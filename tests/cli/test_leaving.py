@@ -17,7 +17,10 @@ print("said", end=" ")
 {beside}
 leave({code})
 """
-BESIDE = "threading.Thread(target=lambda: (time.sleep(0.5), print('went on'))).start()"
+BESIDE = "threading.Thread(target=lambda: (time.sleep({}), print('went on'))).start()"
+SOON = BESIDE.format(0.3)
+# Whoever waited for it would print it; and would do so in time for the tests to end.
+LATE = BESIDE.format(60)
 
 
 def left(
@@ -37,16 +40,16 @@ def test_says_all_and_does_what_is_to_be_done_at_the_end(code: int) -> None:
 
 
 def test_waits_for_what_goes_on_beside() -> None:
-    code, said = left(0, beside=BESIDE)
+    code, said = left(0, beside=SOON)
 
     assert (code, said) == (0, "said went on\nat the end\n")
 
 
 def test_whoever_interrupts_does_not_wait() -> None:
-    assert left(130, beside=BESIDE) == (130, "said at the end\n")
+    assert left(130, beside=LATE) == (130, "said at the end\n")
 
 
 def test_leaves_as_python_does_where_pytorch_was_not_imported() -> None:
-    code, said = left(130, imports="", beside=BESIDE)
+    code, said = left(130, imports="", beside=SOON)
 
     assert (code, said) == (130, "said went on\nat the end\n")

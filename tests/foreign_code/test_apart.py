@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from frozenbn_cli.errors import UsageError
 from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.foreign_code.apart import CAN_RUN, JobFailed, run_apart
 from frozenbn_cli.stages import telling
+from tests.builders.processes import HANG_SECONDS, wait_until
 from tests.foreign_code import jobs
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="code of files runs in this process here")
@@ -106,11 +108,23 @@ def test_ends_what_goes_on_for_ever() -> None:
 
 @pytest.mark.usefixtures("bare_process")
 def test_ends_what_runs_when_it_is_interrupted() -> None:
-    # Where the tests were started in the background, Python would not hear of it.
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        run_apart(partial(jobs.loop, os.getpid()), timeout=HANG_SECONDS)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Hear of Ctrl-C, which a process in the background ignores, and one of a scheduler may block.
+
+    The one that runs the tests may be such a process.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt):
-        run_apart(partial(jobs.loop, os.getpid()), timeout=600)
-    signal.signal(signal.SIGINT, before)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
 
 
 def test_bounds_memory() -> None:
@@ -137,12 +151,17 @@ def test_hands_on_no_descriptors_but_pipes() -> None:
 def test_ends_the_processes_that_a_job_leaves_behind() -> None:
     process_id = run_apart(jobs.leave_a_process_behind, timeout=100)
 
-    status = Path(f"/proc/{process_id}/status")
-    give_up = time.monotonic() + 100
     # It was killed by now, and is gone as soon as the system comes to it.
-    while status.exists() and "State:\tZ" not in status.read_text():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
+    wait_until(lambda: state_of(process_id) in ("", "Z"))
+
+
+def state_of(process_id: int) -> str:
+    """Return the letter that tells what a process does, none if it is gone."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return status.partition("State:\t")[2][:1]
 
 
 def test_gives_what_was_printed_to_whoever_asks(capfd: pytest.CaptureFixture[str]) -> None:

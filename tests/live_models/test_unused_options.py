@@ -14,6 +14,7 @@ from frozenbn_cli.many_files.batch import convert_files
 from tests.builders.archives import script
 from tests.builders.files import save
 from tests.builders.models import perturb
+from tests.many_files.test_batch import Here
 
 STATE_DICT = "a state dict holds no model that could be run; --model names one"
 
@@ -84,7 +85,7 @@ def test_among_several_files_an_option_may_be_for_another(
     options = ConvertOptions(runs=2)
     results = convert_files(
         [folder / "state.pth", folder / "archive.pt"], output_dir=folder / "out", options=options,
-        jobs=1,
+        executor=Here(),
     )  # fmt: skip
 
     assert [result.state for result in results] == ["done", "done"]

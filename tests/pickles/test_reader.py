@@ -336,7 +336,7 @@ print("survived")
 """
 
 
-@pytest.mark.parametrize("opcode", [b"\x8f", b"("])
+@pytest.mark.parametrize("opcode", [pytest.param(b"\x8f", marks=pytest.mark.slow), b"("])
 def test_floods_fit_into_little_memory(opcode: bytes, tmp_path: Path) -> None:
     path = tmp_path / "flood.pkl"
     path.write_bytes(PROTO + opcode * MAX_OPCODES)

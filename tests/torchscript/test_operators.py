@@ -50,7 +50,7 @@ def test_finds_classes_of_others_in_constants(place: object, tmp_path: Path) -> 
 
 
 def test_finds_constants_that_end_pytorch(tmp_path: Path) -> None:
-    deep = PROTO + EMPTY_TUPLE + TUPLE1 * 300_000 + STOP
+    deep = PROTO + EMPTY_TUPLE + TUPLE1 * 30_000 + STOP
 
     assert unsafe(tmp_path, deep) == ["values within more than 2,000 others"]
 

@@ -16,6 +16,7 @@ from frozenbn_cli.verification.claims import Claim, ClaimName, verdict, with_req
 from tests.builders.archives import script
 from tests.builders.files import save, small_state
 from tests.builders.models import perturb
+from tests.many_files.test_batch import Here
 
 OPEN = Claim("model", "not verified", "no model")
 EQUAL = (Claim("contents", "equal", ""), Claim("layers", "equal", ""))
@@ -103,10 +104,10 @@ def test_commands_answer_no(
 
 
 def test_an_output_counts_as_there_only_with_what_is_required(source: Path, tmp_path: Path) -> None:
-    convert_files([source], output_dir=tmp_path / "out")
+    convert_files([source], output_dir=tmp_path / "out", executor=Here())
 
     (found,) = convert_files(
-        [source], output_dir=tmp_path / "out", skip_existing=True, jobs=1,
+        [source], output_dir=tmp_path / "out", skip_existing=True, executor=Here(),
         options=ConvertOptions(require=("model",)),
     )  # fmt: skip
 
