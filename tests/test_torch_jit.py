@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,9 @@ from tests.builders.archives import load, script
 from tests.builders.files import save
 from tests.builders.models import perturb
 
-# One process does it all, as PyTorch takes seconds to import: it runs each of the pieces of code
-# that it is given, and tells what each printed and raised.
-#
+# Every process that Python starts in the folder runs this, also the one that runs archives.
 # torch.nn.functional asks `is_scripting` itself, so that goes for this package alone.
-WITHOUT_TORCH_JIT = """
-import contextlib, io, json, sys, traceback
+GONE = """
 import torch, torchvision
 
 asked_by_torch = torch.jit.is_scripting
@@ -28,6 +26,12 @@ for name in [name for name in vars(torch.jit) if not name.startswith("_")]:
     delattr(torch.jit, name)
 import frozenbn_cli.torch_jit
 torch.jit.is_scripting = asked_by_torch
+"""
+# One process does it all, as PyTorch takes seconds to import: it runs each of the pieces of code
+# that it is given, and tells what each printed and raised.
+RUN_PIECES = """
+import contextlib, io, json, sys, traceback
+import torch, torchvision
 
 told = {}
 for name, code in json.load(sys.stdin).items():
@@ -95,17 +99,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "module.pt", model())
     script(model().eval(), folder / "archive.pt")
     (folder / "my_model.py").write_text(MODEL)
+    (folder / "sitecustomize.py").write_text(GONE)
     return folder
 
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, tuple[str, str]]:
     """Run the pieces in a process whose PyTorch has lost what is public in `torch.jit`."""
+    path = str(folder), str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH_JIT],
+        [sys.executable, "-c", RUN_PIECES],
         input=json.dumps(PIECES),
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", "COLUMNS": "200"},
+        env={"PYTHONPATH": os.pathsep.join(path), "PATH": "", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
