@@ -209,18 +209,15 @@ def _input_gradient(model: Any, inputs: tuple[Any, ...]) -> Tensor | None:
 
 def _assert_untouched(before: Path, after: Path) -> None:
     """Hold that records that need not change are the same bytes, aligned as PyTorch wants them."""
-    changed = {
-        name
-        for name, content in records(after).items()
-        if records(before).get(name, content) != content
-    }
+    given, found = records(before), records(after)
+    changed = {name for name in given.keys() & found.keys() if given[name] != found[name]}
     record = "extra/frozenbn.conversion.json"
     changed -= {"data.pkl", record}
     assert all(name.startswith(("code/__torch__/", "code/__torch__.py")) for name in changed)
-    added = records(after).keys() - records(before).keys() - {record}
+    added = found.keys() - given.keys() - {record}
     assert all(name.startswith("code/__torch__/") for name in added), added
     # What maps code to its source no longer fits.
-    assert not {f"{name}.debug_pkl" for name in changed} & records(after).keys()
+    assert not {f"{name}.debug_pkl" for name in changed} & found.keys()
     data = after.read_bytes()
     with zipfile.ZipFile(after) as archive:
         for info in archive.infolist():
