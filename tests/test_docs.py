@@ -50,6 +50,9 @@ OTHERS = {"detectron2", "lightning", "mmengine", "transformers", "ultralytics"}
 # These install, measure, or start clusters: the tests below run them in another way.
 ELSEWHERE = ("pip install", "torchrun", "dask", "import ray", "sbatch", "srun", "tests.benchmarks")
 
+# What takes seconds, among many blocks that do not.
+TRAINS = ".backward()"
+
 
 class Block(NamedTuple):
     """A block of code on a page."""
@@ -169,7 +172,14 @@ def imported_packages(text: str) -> set[str]:
     "ignore::FutureWarning",
     "ignore:(?s).*statistics that mean nothing",
 )
-@pytest.mark.parametrize("block", runnable("python"), ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.slow if TRAINS in block.text else ())
+        for block in runnable("python")
+    ],
+    ids=str,
+)
 def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     monkeypatch.chdir(folder)
     code = compile(block.text, block.page, "exec")
@@ -273,6 +283,7 @@ def shell(text: str, data: Path, **environment: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_slurm_task_converts_its_folder(data: Path) -> None:
     shell(block_with("SBATCH"), data, SLURM_ARRAY_TASK_ID="2")
 

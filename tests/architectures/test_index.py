@@ -12,6 +12,7 @@ from frozenbn_cli.architectures.index import INDEX_PATH, Index
 from frozenbn_cli.checkpoints import open_checkpoint
 from tests.architectures.build_index import kind_of
 from tests.architectures.collect import Layers, layers_of, variants, without_memory
+from tests.builders.marks import slow_except
 from tests.conversion.test_real_weights import LITE0
 
 SMALL = {
@@ -35,7 +36,7 @@ def built(library: str, name: str) -> list[Layers]:
     return list(variants(library, name))
 
 
-@pytest.mark.parametrize("library", SMALL)
+@pytest.mark.parametrize("library", slow_except("timm", SMALL))
 def test_it_says_what_the_libraries_say(library: str) -> None:
     known = set(importlib.import_module("tests.architectures.collect").architectures(library))
     compared = 0

@@ -220,7 +220,6 @@ def uneven(model: nn.Module) -> nn.Module:
 def export(
     model: nn.Module,
     *inputs: Tensor,
-    decomposed: bool = False,
     strict: bool = False,
     any_batch: bool = False,
 ) -> Any:
@@ -228,10 +227,14 @@ def export(
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},) if any_batch else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(
-            model, inputs or (IMAGES,), strict=strict, dynamic_shapes=shapes
-        )
-        return program.run_decompositions() if decomposed else program
+        return torch.export.export(model, inputs or (IMAGES,), strict=strict, dynamic_shapes=shapes)
+
+
+def decompose(program: Any) -> Any:
+    """Return a program in the operators that are left where all others are made of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return program.run_decompositions()
 
 
 def saved(program: Any, **extra: Any) -> bytes:
@@ -252,8 +255,13 @@ def program_of(
     strict: bool = False,
 ) -> bytes:
     """Return the file of a small model's program, exported in ``eval`` or in ``train``."""
-    model = uneven(make()).train(mode == "train")
-    return saved(export(model, images_for(make), decomposed=decomposed, strict=strict))
+    program = _exported(make, mode, strict)
+    return saved(decompose(program) if decomposed else program)
+
+
+@cache
+def _exported(make: Callable[[], nn.Module], mode: str, strict: bool) -> Any:
+    return export(uneven(make()).train(mode == "train"), images_for(make), strict=strict)
 
 
 def load(path: Path) -> Any:

@@ -58,7 +58,9 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     "builder",
     [
         lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3),
-        lambda: torchvision.models.mobilenet_v3_small(num_classes=3),
+        pytest.param(
+            lambda: torchvision.models.mobilenet_v3_small(num_classes=3), marks=pytest.mark.slow
+        ),
     ],
     ids=["resnet10", "mobilenet_v3_small"],
 )

@@ -35,7 +35,7 @@ def archive(value: Value) -> bytes:
     return zip_bytes(archive_records(value))
 
 
-@pytest.mark.parametrize("levels", [13, 60])
+@pytest.mark.parametrize("levels", [pytest.param(13, marks=pytest.mark.slow), 60])
 def test_refuses_ways_that_multiply(levels: int, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(archive(doubled(levels)))

@@ -396,6 +396,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(model: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_report_in_an_ascii_locale(model: Path) -> None:
     run = frozenbn("convert", model, PYTHONIOENCODING="ascii")
 
