@@ -76,6 +76,7 @@ def test_examples_work_as_they_are_typed(
     example: str,
 ) -> None:
     monkeypatch.chdir(folder)
+    # One of the examples names it.
     monkeypatch.setattr(torchvision.models, "resnet50", torchvision.models.resnet18)
     if example.startswith("frozenbn convert"):
         for output in [*folder.glob("*frozen*")]:
@@ -99,8 +100,6 @@ EXPECTED = {
     "frozenbn convert --to t": {"torch", "torchscript"},
     "frozenbn verify --mod": {"--model", "--model-arg"},
 }
-
-
 QUICK = {"bash": "frozenbn ", "zsh": "frozenbn convert --to t", "fish": "frozenbn verify --mod"}
 
 
