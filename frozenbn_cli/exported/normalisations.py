@@ -169,4 +169,7 @@ def _momentum(node: dict[str, Any]) -> float | None:
 def _plain_number(node: dict[str, Any], name: str) -> float | None:
     argument = argument_of(node, name) or {}
     value: Any = argument.get("as_float", argument.get("as_int"))
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:  # JSON has integers beyond all floats.
+        return None

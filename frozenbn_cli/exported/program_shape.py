@@ -82,9 +82,14 @@ def _check_graph(graph: dict[str, Any], depth: int) -> None:
 
 def _check_node(node: dict[str, Any]) -> None:
     _field(node, "target", str)
+    names: set[str] = set()
     for taken in _field(node, "inputs", list):
         _be(taken, dict, "an input")
-        _field(taken, "name", str)
+        name = _field(taken, "name", str)
+        if name in names:
+            raise DamagedFileError(f"an argument that is given twice, {name[:80]!a}")
+        if name:  # What graphs are called with has none.
+            names.add(name)
         argument = _check_argument(taken.get("arg"))
         if "as_graph" in argument:
             _field(_field(argument, "as_graph", dict), "graph", dict)

@@ -158,6 +158,18 @@ BROKEN: dict[str, tuple[str, Callable[[Any], object], str]] = {
         spoil(lambda m: m["graph"]["nodes"][1]["inputs"][-2].update(arg={"as_string": "x"})),
         "eps of torch.ops.aten.batch_norm.default: expected a number",
     ),
+    "eps beyond all floats": (
+        PROGRAM,
+        spoil(lambda m: m["graph"]["nodes"][1]["inputs"][-2].update(arg={"as_int": 10**400})),
+        "eps of torch.ops.aten.batch_norm.default: expected a number",
+    ),
+    "an argument twice": (
+        PROGRAM,
+        spoil(
+            lambda m: m["graph"]["nodes"][1]["inputs"].append(m["graph"]["nodes"][1]["inputs"][-2])
+        ),
+        "an argument that is given twice, 'eps'",
+    ),
     "out of the folder": (
         CONFIG,
         lambda d: d["config"]["conv.weight"].update(path_name="../../x"),
