@@ -81,23 +81,37 @@ def _target(spec: Mapping[str, Any]) -> str:
 
 
 def _in_graph(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    known = {_name(node): node for node in before["nodes"]}
-    kept = [_name(node) for node in after["nodes"]]
-    order = [name for name in known if name in set(kept)]
-    if kept != order:
+    kept = list(_pairs(before["nodes"], after["nodes"]))
+    if len(kept) != len(after["nodes"]):
         yield "the nodes are others, or in another order"
         return
-    for name in known.keys() - set(kept):
-        if known[name]["target"] not in _MAY_GO:
-            yield f"node {name} is gone: {known[name]['target']}"
+    stayed = {id(old) for old, _ in kept}
+    for node in before["nodes"]:
+        if id(node) not in stayed and node["target"] not in _MAY_GO:
+            yield f"node {_name(node)} is gone: {node['target']}"
     gone = {made for node in before["nodes"] for made in names_in(node["outputs"])}
     gone |= set(names_in(before["inputs"]))
     gone -= {made for node in after["nodes"] for made in names_in(node["outputs"])}
     gone -= set(names_in(after["inputs"]))
-    for node in after["nodes"]:
-        yield from _in_node(known[_name(node)], node, gone)
+    for old, new in kept:
+        yield from _in_node(old, new, gone)
     if not set(names_in(after["inputs"])) <= set(names_in(before["inputs"])):
         yield "the graph takes something else"
+
+
+def _pairs(
+    before: list[dict[str, Any]], after: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the nodes that stay, before and after, as long as they come in the same order.
+
+    Some have no outputs, such as assertions, and so no name by which to tell one from another.
+    """
+    left = iter(after)
+    new = next(left, None)
+    for old in before:
+        if new is not None and _name(old) == _name(new):
+            yield old, new
+            new = next(left, None)
 
 
 def _name(node: Mapping[str, Any]) -> str:

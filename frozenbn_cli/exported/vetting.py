@@ -48,6 +48,9 @@ _OF_GRAPHS = {
     "tag_activation_checkpoint", "while_loop", "with_effects", "wrap_activation_checkpoint",
     "wrap_with_autocast", "wrap_with_set_grad_enabled",
 }  # fmt: skip
+_MESSAGE = re.compile(  # Of torch._check; the quotes hold a name, and end no text around them.
+    r"Runtime assertion failed for expression [\w .,()<>=!+*/%|&~-]* on node '\w+'"
+)
 _DUNDERS = re.compile(r"__i?(and|or|xor|lshift|rshift)__")
 _OF_OPERATOR = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "inv", "invert", "le", "lshift",
@@ -181,7 +184,9 @@ def _are_paths(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and not set(value) & set("'\"\\{}")
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    return not set(value) & set("'\"\\{}") or _MESSAGE.fullmatch(value) is not None
 
 
 def _are_texts(value: Any) -> bool:
