@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from frozenbn_cli.errors import UnsupportedFileError
 from frozenbn_cli.exported.module_stack import innermost, type_in_stack
 from frozenbn_cli.exported.normalisations import (
     STATISTICS,
@@ -23,6 +24,7 @@ from frozenbn_cli.exported.program_graph import (
     Reader,
     Value,
     argument_of,
+    names_in,
     single_outputs,
 )
 from frozenbn_cli.exported.renewals import Renewals
@@ -32,7 +34,8 @@ __all__ = ["AFFINE", "COUNT", "Layer", "Layers", "joined"]
 AFFINE = ("weight", "bias")
 COUNT = "num_batches_tracked"
 
-_COUNTING = {f"torch.ops.aten.{name}.Tensor" for name in ("add_", "add")}
+_COUNTING, _COUNTING_IN_PLACE = "torch.ops.aten.add.Tensor", "torch.ops.aten.add_.Tensor"
+_MAX_SHARING = 400_000  # Layers times names and uses; with one storage, ResNet-152 has 300,000.
 _SPATIAL_DIMS = {2: 1, 3: 1, 4: 2, 5: 3}  # By the number of dimensions with batch and channels.
 
 
@@ -87,6 +90,9 @@ class Layers:
         graph: The program.
         storages: What stands for the storage of each tensor, by name; the same for tensors that
             share it.
+
+    Raises:
+        UnsupportedFileError: So many names and uses of one layer that no model has them.
     """
 
     def __init__(self, graph: ProgramGraph, storages: Mapping[str, Hashable]) -> None:
@@ -104,10 +110,14 @@ class Layers:
             module, _, role = name.rpartition(".")
             if role in STATISTICS and self._has_both(module):
                 self.by_name.setdefault(module, Layer(module))
+        self._check_sharing()
         for norm in norms:
             self._assign(norm)
         for layer in list(self.by_name.values()):
             self._describe(layer)
+        for names in self._groups():
+            for name in names:
+                self.by_name[name].shares_with = names
 
     def tensors(self, layer: Layer) -> Iterator[tuple[str, str]]:
         """Yield the role and the name of each tensor of a layer, but for its count."""
@@ -140,6 +150,18 @@ class Layers:
 
     def _has_both(self, module: str) -> bool:
         return all(joined(module, role) in self._storages for role in STATISTICS)
+
+    def _check_sharing(self) -> None:
+        """Refuse layers of so many names and uses that to look at each with each takes minutes."""
+        for names in self._names.values():
+            layers = {name.rpartition(".")[0] for name in names} & self.by_name.keys()
+            values = [value for name in names for value in self.graph.inputs_of(name)]
+            takers = sum(len(self.graph.readers(value)) for value in values)
+            if len(layers) * (len(names) + takers) > _MAX_SHARING:
+                raise UnsupportedFileError(
+                    f"a storage of {len(layers):,} layers with {len(names):,} names, which is "
+                    f"taken {takers:,} times; that is beyond any model"
+                )
 
     def _assign(self, norm: Normalisation) -> None:
         """Find the layer of a node: by its statistics, or else by the module that it is of."""
@@ -201,44 +223,62 @@ class Layers:
         layer.momentum = _only({use.momentum for use in layer.uses})
         layer.spatial_dims = _only({_SPATIAL_DIMS.get(use.rank or 0) for use in layer.uses})
         layer.takes_batch = any(use.takes_batch for use in layer.uses)
-        layer.shares_with = self._shared(layer)
         layer.counting, layer.keeps_count = self._counting(joined(layer.name, COUNT))
 
     def _counting(self, target: str) -> tuple[list[Place], bool]:
         """Return the nodes that add to a count alone, and whether anything else reads it."""
         nodes: list[Place] = []
+        written = self._adding_to(target)
         waiting, is_read = list(self.graph.inputs_of(target)), False
         while waiting:
             for reader in self.graph.readers(waiting.pop()):
                 if reader.place is None:
                     is_read |= reader.writes_to != target
-                elif self._counts(reader):
+                elif reader.place in written or (
+                    reader.role == "self" and self._adds_one(reader.place, _COUNTING_IN_PLACE)
+                ):
                     if reader.place not in nodes:
                         nodes.append(reader.place)
                         waiting += single_outputs(self.graph, reader.place)
                 else:
                     is_read = True
-        written = self.graph.mutated.get(target)
-        is_read |= written is not None and self.graph.maker(written) not in nodes
+        new = self.graph.mutated.get(target)
+        is_read |= new is not None and self.graph.maker(new) not in nodes
         return nodes, is_read
 
-    def _counts(self, reader: Reader) -> bool:
-        if reader.place is None or reader.role != "self" or reader.what not in _COUNTING:
-            return False
-        return bool(argument_of(self.graph.node(reader.place), "other") == {"as_int": 1})
+    def _adding_to(self, target: str) -> set[Place]:
+        """Return the nodes that add up what is written to a count in the end.
 
-    def _shared(self, layer: Layer) -> frozenset[str]:
-        """Return the layers that a layer shares tensors with, or that those do."""
-        found: set[str] = set()
-        waiting = [layer]
-        while waiting:
-            for role, name in self.tensors(waiting.pop()):
-                for alias in self.aliases(name):
-                    module, _, other = alias.rpartition(".")
-                    if other == role and module in self.by_name and module not in found:
-                        found.add(module)
-                        waiting.append(self.by_name[module])
-        return frozenset(found) if len(found) > 1 else frozenset()
+        Another node that adds to a count only reads it.
+        """
+        nodes: set[Place] = set()
+        value = self.graph.mutated.get(target)
+        while value is not None and (place := self.graph.maker(value)):
+            if place in nodes or not self._adds_one(place, _COUNTING):
+                return set()
+            nodes.add(place)
+            name = next(names_in(argument_of(self.graph.node(place), "self")), "")
+            value = self.graph.origin(place.scope, name)
+        return nodes if value in self.graph.inputs_of(target) else set()
+
+    def _adds_one(self, place: Place, operator: str) -> bool:
+        node = self.graph.node(place)
+        return bool(node["target"] == operator and argument_of(node, "other") == {"as_int": 1})
+
+    def _groups(self) -> Iterator[frozenset[str]]:
+        """Yield the layers that share tensors, with each other or by way of others."""
+        groups = {name: {name} for name in self.by_name}
+        first: dict[tuple[Hashable, str], str] = {}
+        for layer in self.by_name.values():
+            for role, name in self.tensors(layer):
+                other = first.setdefault((self._storages[name], role), layer.name)
+                more, fewer = sorted((groups[layer.name], groups[other]), key=len, reverse=True)
+                if more is not fewer:
+                    more |= fewer
+                    groups |= dict.fromkeys(fewer, more)
+        for group in {id(group): group for group in groups.values()}.values():
+            if len(group) > 1:
+                yield frozenset(group)
 
 
 _T = TypeVar("_T")

@@ -50,6 +50,7 @@ def _obstacles(layers: Layers, layer: Layer) -> Iterator[str]:
     for role, name in layers.tensors(layer):
         if role in STATISTICS:
             yield from _writers(layers, role, name)
+    yield from _other_counting(layers, layer)
     for use in layer.uses:
         yield from _operator(use)
         yield from _odd_arguments(layers, layer, use)
@@ -148,6 +149,24 @@ def _writers(layers: Layers, role: str, name: str) -> Iterator[str]:
             is_use = reader.place in layers.norm_at and reader.role == role
             if not is_use and (writer := _writer(layers, reader)):
                 yield f"{writer} may write its {role}"
+
+
+def _other_counting(layers: Layers, layer: Layer) -> Iterator[str]:
+    """Yield what writes a count of batches, and would go on with it once the layer is frozen."""
+    aliases = layers.aliases(joined(layer.name, COUNT))
+    named = (layers.by_name.get(alias.rpartition(".")[0]) for alias in aliases)
+    counting = {place for other in named if other for place in other.counting}
+    if layer.keeps_count and len(counting) > sum(use.takes_batch for use in layer.uses):
+        yield f"its {COUNT} goes up in eval too, and something reads it"
+    for alias in aliases:
+        written = layers.graph.mutated.get(alias)
+        if written is not None and layers.graph.maker(written) not in counting:
+            yield f"its {COUNT} is written elsewhere"
+    values = [value for alias in aliases for value in layers.graph.inputs_of(alias)]
+    values += [value for place in counting for value in single_outputs(layers.graph, place)]
+    for reader in (reader for value in values for reader in layers.graph.readers(value)):
+        if reader.place not in counting and (writer := _writer(layers, reader)):
+            yield f"{writer} may write its {COUNT}"
 
 
 def _writer(layers: Layers, first: Reader) -> str | None:

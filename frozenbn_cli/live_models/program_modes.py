@@ -97,10 +97,21 @@ def _functional(node: fx.Node, names: Mapping[fx.Node, str], layers: Collection[
 
 
 def _count(node: fx.Node, names: Mapping[fx.Node, str], layers: Collection[str]) -> None:
-    """Leave out that a count goes up, be it in place or by a new value."""
-    if _layer(node.args[0], _COUNT, names) in layers:
+    """Leave out that a count goes up, be it in place or by a new value that is written to it."""
+    if _layer(node.args[0], _COUNT, names) in layers and _goes_up(node, names):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         node.graph.erase_node(node)
+
+
+def _goes_up(node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
+    if node.args[1] != 1:
+        return False
+    return str(node.target) == "aten.add_.Tensor" or any(
+        (user.args[1] is node and _layer(user.args[0], _COUNT, names) is not None)
+        if str(user.target) == "aten.copy_.default"
+        else str(user.target) == "aten.add.Tensor" and _goes_up(user, names)
+        for user in node.users
+    )
 
 
 _EDITS = {

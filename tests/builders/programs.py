@@ -179,6 +179,36 @@ class ReadCount(Odd):
         return x * self.bn.num_batches_tracked  # type: ignore[operator]
 
 
+class ReadNextCount(Odd):
+    """It reads its count by what counts batches, but writes it nowhere."""
+
+    def beside(self, x: Tensor) -> Tensor:
+        return x * (self.bn.num_batches_tracked + 1)  # type: ignore[operator]
+
+
+class ResetCount(Odd):
+    def beside(self, x: Tensor) -> Tensor:
+        self.bn.num_batches_tracked.zero_()  # type: ignore[union-attr,operator]
+        return x
+
+
+class CountedAndRead(Odd):
+    def beside(self, x: Tensor) -> Tensor:
+        self.bn.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
+        return x * self.bn.num_batches_tracked  # type: ignore[operator]
+
+
+class Checked(Odd):
+    """Its assertions are nodes without outputs."""
+
+    def beside(self, x: Tensor) -> Tensor:
+        for total in (x.sum(), x.mean()):
+            count = total.abs().int().item()
+            torch._check(count < 1000)
+            x = x * count
+        return x
+
+
 class ComputedWeight(Twice):
     def forward(self, x: Tensor) -> Tensor:
         bn, weight = self.bn, self.bn.weight * 2

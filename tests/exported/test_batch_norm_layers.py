@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from frozenbn_cli.batch_norms.plan import LayerPlan
+from frozenbn_cli.errors import UnsupportedFileError
 from frozenbn_cli.exported.module_stack import innermost, type_in_stack, with_type
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.nn import FrozenBatchNorm2d
@@ -20,19 +22,27 @@ from tests.builders.programs import (
     Bare,
     Branches,
     ComputedWeight,
+    CountedAndRead,
     Instance,
+    Odd,
     Plain,
+    ResetCount,
     TwoNames,
     UsedWeight,
     WithoutGradient,
     Written,
     export,
+    of_newest_layout,
     other_names,
     program_of,
+    program_record,
+    records,
     saved,
     uneven,
+    write_records,
 )
 
+CONFIG = "data/weights/model_weights_config.json"
 BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 
 
@@ -92,6 +102,49 @@ def test_every_name_of_a_layer_is_one(tmp_path: Path) -> None:
     }
 
 
+def with_names(path: Path, count: int, uses: int) -> None:
+    """Give the tensors of a program's only layer many names more, and the layer many uses."""
+    content = records(path)
+    config = json.loads(content[CONFIG])
+    entries = config["config"]
+    for name, entry in list(entries.items()):
+        role = name.rpartition(".")[2]
+        entries |= {f"more.{index}.{role}": entry for index in range(count)}
+    document = json.loads(content[program_record(content)])
+    graph = document["graph_module"]["graph"]
+    use = next(node for node in graph["nodes"] if "batch_norm" in node["target"])
+    graph["nodes"] += [use | {"outputs": [{"as_tensor": {"name": f"y{i}"}}]} for i in range(uses)]
+    content |= {
+        CONFIG: json.dumps(config).encode(),
+        program_record(content): json.dumps(document).encode(),
+    }
+    write_records(path, content)
+
+
+@of_newest_layout
+@pytest.mark.parametrize(("names", "uses"), [(300, 5), (60, 100)])
+def test_a_layer_of_many_names_is_one(names: int, uses: int, tmp_path: Path) -> None:
+    # Every pair of names, for each name, would take minutes.
+    path = tmp_path / "a.pt2"
+    path.write_bytes(program_of(Odd))
+    with_names(path, names, uses)
+
+    (part,) = inspect_file(path).state_dicts
+
+    assert len(part.plan.layers) == names + 1
+    assert {len(item.layer.facts.shares_with) for item in part.plan.layers} == {names + 1}
+
+
+@of_newest_layout
+def test_a_layer_of_more_names_and_uses_than_any_model_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt2"
+    path.write_bytes(program_of(Odd))
+    with_names(path, 1000, 1000)
+
+    with pytest.raises(UnsupportedFileError, match=r"taken 1,001 times; that is beyond any model"):
+        inspect_file(path)
+
+
 class Arithmetic(nn.Module):
     """What a table of decompositions of one's own can make of a layer."""
 
@@ -117,6 +170,11 @@ LEFT_ALONE: list[tuple[Callable[[], nn.Module], str, bool, str, str]] = [
     (Instance, "eval", True, "norm", r"InstanceNorm2d, no BatchNorm"),
     (Instance, "train", True, "norm", r"InstanceNorm2d, no BatchNorm"),
     (Arithmetic, "eval", False, "bn", "nothing normalises as BatchNorm does"),
+    (ResetCount, "eval", False, "bn", r"zero_\.default may write its num_batches_tracked"),
+    (ResetCount, "eval", True, "bn", "its num_batches_tracked is written elsewhere"),
+    (ResetCount, "train", False, "bn", r"zero_\.default may write its num_batches_tracked"),
+    (CountedAndRead, "eval", False, "bn", "goes up in eval too, and something reads it"),
+    (CountedAndRead, "eval", True, "bn", "goes up in eval too, and something reads it"),
     (other_names, "eval", False, "0", r"it normalises by 0\.average and 0\.running_var"),
 ]
 

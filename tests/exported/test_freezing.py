@@ -25,9 +25,11 @@ from tests.builders.programs import (
     Autocast,
     Bare,
     Branches,
+    Checked,
     Lacking,
     Plain,
     ReadCount,
+    ReadNextCount,
     ReadStatistics,
     SharedWeight,
     Twice,
@@ -72,13 +74,15 @@ FREEZABLE: list[tuple[Callable[[], nn.Module], str]] = [
     (Bare, ""),
     (ReadStatistics, "bn"),
     (ReadCount, "bn"),
+    (ReadNextCount, "bn"),
+    (Checked, "bn"),
 ]
 # What PyTorch itself cannot export in training mode, or not decompose.
 NEVER_IN_TRAINING = {Branches}
 NEVER_DECOMPOSED_IN_TRAINING = {TwoNames}
 
 
-QUICK = (Plain, WithoutGradient, TwoNames)
+QUICK = (Plain, WithoutGradient, TwoNames, ReadNextCount)
 
 
 def cases(in_training: bool) -> list[Any]:
@@ -110,6 +114,12 @@ def assert_frozen(output: Path, make: Callable[[], nn.Module], names: list[str])
     before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
     assert_same_bits(outputs(program, images_for(make)), outputs_in_eval(make))
     assert_same_bits(program.state_dict, before)
+
+
+def test_nodes_without_outputs_are_the_same_nodes_as_before(tmp_path: Path) -> None:
+    result = convert(write(tmp_path / "a.pt2", program_of(Checked)), verify=True)
+
+    assert [claim.status for claim in result.claims] == ["equal"] * 3
 
 
 @pytest.mark.parametrize(("make", "names", "decomposed"), cases(in_training=False))
@@ -292,6 +302,15 @@ class TestCounts:
 
         assert f"bn.{COUNT}" in load(result.output_path).state_dict
         assert not [edit for edit in result.plan.edits if edit.entry == f"bn.{COUNT}"]
+
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_a_node_that_adds_to_it_may_only_read_it(self, mode: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.pt2", program_of(ReadNextCount, mode))
+
+        result = convert(path, verify=True)
+
+        assert [claim.status for claim in result.claims] == ["equal"] * 3
+        assert_same_bits(outputs(load(result.output_path)), outputs_in_eval(ReadNextCount))
 
     def test_all_others_go(self, tmp_path: Path) -> None:
         output = convert(write(tmp_path / "a.pt2", program_of(Plain, "train"))).output_path
