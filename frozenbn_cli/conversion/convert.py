@@ -179,6 +179,7 @@ class _Conversion:
 
     def _check_target(self) -> None:
         target, sources = self.output.target, self.plan.checkpoint.sources
+        self.output.check_target(may_exist=True)
         if target.exists() and any(target.samefile(item.path) for item in sources):
             raise UsageError(
                 "is the input, which is never changed",

@@ -218,7 +218,12 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     indexes = indexes_in(folder)
     shards = {shard for index in indexes for shard in shards_of(index)}
     yield from indexes
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:  # Not ours to see; it is named when it is opened.
+        paths = []
+        yield folder
+    for path in paths:
         if path.name.startswith("."):
             continue
         if _is_folder(path):

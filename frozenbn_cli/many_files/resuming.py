@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from frozenbn_cli.batch_norms.record import ConversionRecord
@@ -34,7 +35,7 @@ def find_existing(path: Path, output_dir: Path, options: ConvertOptions) -> Path
     with options.open(path) as checkpoint:
         to = format_of(checkpoint, options.to)
         target = output_dir / default_output(path, to).name
-        if not target.exists():
+        if not os.path.lexists(target):
             return None
         record = _record(target)
         obstacle = _obstacle(record, checkpoint, options, to)

@@ -353,6 +353,13 @@ class TestStops:
         assert target.read_text() == "precious"
         assert convert_file(source, target, options=ConvertOptions(force=True)).output_bytes
 
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_an_output_whose_name_is_too_long(self, tmp_path: Path, dry_run: bool) -> None:
+        source, target = save(tmp_path / "a.pt", small_state()), tmp_path / ("x" * 300 + ".pt")
+
+        with pytest.raises(OutputError, match="cannot be written"):
+            convert_file(source, target, options=ConvertOptions(dry_run=dry_run))
+
     @pytest.mark.parametrize("link", [False, True])
     def test_an_output_that_is_the_input(self, tmp_path: Path, link: bool) -> None:
         source = save(tmp_path / "a.pt", small_state())

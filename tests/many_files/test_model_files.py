@@ -1,11 +1,14 @@
 """Which files a command names, and where their outputs belong."""
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from frozenbn_cli.errors import UsageError
+from frozenbn_cli.checkpoints import open_checkpoint
+from frozenbn_cli.errors import InputError, UsageError
 from frozenbn_cli.many_files.model_files import (
     check_collisions,
     find_checkpoints,
@@ -50,6 +53,24 @@ class TestFinding:
             "zoo/x/a.pt": "out/x",
             "zoo/y/a.CKPT": "out/y",
         }
+
+    def test_a_folder_that_cannot_be_looked_into_is_named_as_an_input(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listed = Path.iterdir
+
+        def iterdir(path: Path) -> Iterator[Path]:
+            if path.name == "x":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listed(path)
+
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+
+        assert list(found("zoo", recursive=True)) == [
+            "zoo/a.pt", "zoo/b.pth.tar", "zoo/big", "zoo/x", "zoo/y/a.CKPT",
+        ]  # fmt: skip
+        with pytest.raises(InputError, match=r"zoo/x: cannot be read \(Permission denied\)"):
+            open_checkpoint("zoo/x")
 
     def test_a_sharded_checkpoint_stays_one_input(self) -> None:
         assert found("zoo/big") == {"zoo/big": "out"}
