@@ -6,15 +6,21 @@ written any more. Every other node, value and specification stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from frozenbn_cli.exported.batch_norm_layers import AFFINE, COUNT, Layer, Layers, joined
 from frozenbn_cli.exported.module_stack import paths_in, with_type
 from frozenbn_cli.exported.normalisations import STATISTICS, Normalisation
-from frozenbn_cli.exported.program_graph import Place, Scope, Value, names_in, single_outputs
-from frozenbn_cli.exported.program_shape import subgraphs_of
+from frozenbn_cli.exported.program_graph import (
+    Node,
+    Place,
+    Scope,
+    Value,
+    names_in,
+    single_outputs,
+)
 
 __all__ = ["FrozenProgram", "freeze_program"]
 
@@ -58,6 +64,12 @@ class _Freezer:
         # What a graph calls a value that is no more, and what it takes instead.
         self._renamed: dict[Value, str] = {}
         self._removed: set[Place] = set()
+        # Which graphs take an input of the program from the graph around them, and as what.
+        self._passed_on: dict[Value, list[tuple[Scope, str]]] = {}
+        for scope in self._graph.scopes[1:]:
+            for called in scope.passed:
+                value = self._graph.origin(scope.index, called)
+                self._passed_on.setdefault(value, []).append((scope, called))
 
     def run(self) -> FrozenProgram:
         self._set_types()
@@ -69,21 +81,14 @@ class _Freezer:
         for use in uses.values():
             self._take_running_statistics(use)
         self._drop_mutations()
-        affine = {
-            name
-            for layer in self._frozen
-            for role, name in self._layers.tensors(layer)
-            if role in AFFINE
-        }
-        for layer in self._frozen:
-            self._move_affine(layer)
+        affine = {name for layer in self._frozen for name in self._affine(layer)}
+        self._move_affine()
         kept = {layer.name for layer in self._frozen if layer.keeps_count}
         counts = {joined(layer.name, COUNT) for layer in self._frozen if layer.name not in kept}
         self._rename()
         self._remove_nodes()
-        for count in sorted(counts):
-            for value in self._graph.inputs_of(count):  # Strict exports leave some out.
-                self._drop_input(value)
+        # Strict exports leave some out.
+        self._drop_inputs(value for name in counts for value in self._graph.inputs_of(name))
         return FrozenProgram(frozenset(affine), frozenset(counts), frozenset(kept))
 
     # The nodes
@@ -128,19 +133,17 @@ class _Freezer:
 
     def _rename(self) -> None:
         """Replace the names of what is no more where it is taken, one after the other."""
-        for scope in self._graph.scopes:
-            names = {
-                value.name: self._new_name(value)
-                for value in self._renamed
-                if value.scope == scope.index
-            }
-            if names:
-                for index, node in enumerate(scope.graph["nodes"]):
-                    if Place(scope.index, index) not in self._removed:
-                        for taken in node["inputs"]:
-                            _rename_in(taken["arg"], names)
-                for output in scope.graph["outputs"]:
-                    _rename_in(output, names)
+        renamed: dict[int, dict[str, str]] = {}
+        for value in self._renamed:
+            renamed.setdefault(value.scope, {})[value.name] = self._new_name(value)
+        for scope, names in renamed.items():
+            graph = self._graph.scopes[scope].graph
+            for index, node in enumerate(graph["nodes"]):
+                if Place(scope, index) not in self._removed:
+                    for taken in node["inputs"]:
+                        _rename_in(taken["arg"], names)
+            for output in graph["outputs"]:
+                _rename_in(output, names)
 
     def _new_name(self, value: Value) -> str:
         name = self._renamed[value]
@@ -149,16 +152,14 @@ class _Freezer:
         return name
 
     def _remove_nodes(self) -> None:
-        for scope in self._graph.scopes:
-            gone = [place for place in self._removed if place.scope == scope.index]
-            for place in gone:
-                for output in single_outputs(self._graph, place):
-                    scope.graph["tensor_values"].pop(output.name, None)
-            indices = {place.index for place in gone}
-            if indices:
-                scope.graph["nodes"][:] = [
-                    node for index, node in enumerate(scope.graph["nodes"]) if index not in indices
-                ]
+        indices: dict[int, set[int]] = {}
+        for place in self._removed:
+            for output in single_outputs(self._graph, place):
+                self._scope(place).graph["tensor_values"].pop(output.name, None)
+            indices.setdefault(place.scope, set()).add(place.index)
+        for scope, gone in indices.items():
+            nodes = self._graph.scopes[scope].graph["nodes"]
+            nodes[:] = [node for index, node in enumerate(nodes) if index not in gone]
 
     def _scope(self, place: Place) -> Scope:
         return self._graph.scopes[place.scope]
@@ -197,63 +198,63 @@ class _Freezer:
         specs: list[dict[str, Any]] = self._module["signature"]["input_specs"]
         return specs
 
-    def _move_affine(self, layer: Layer) -> None:
-        """Make buffers of the parameters of a layer, which stand before its running mean."""
-        names = {name for role, name in self._layers.tensors(layer) if role in AFFINE}
+    def _move_affine(self) -> None:
+        """Make buffers of the parameters of layers, which stand before their running means."""
         inputs, specs = self._graph.scopes[0].graph["inputs"], self._input_specs
-        pairs = list(zip(specs, inputs, strict=True))
-        taken = [pair for pair in pairs if _parameter_of(pair[0]) in names]
-        left = [pair for pair in pairs if _parameter_of(pair[0]) not in names]
-        mean = joined(layer.name, "running_mean")
-        buffers = [spec.get("buffer", {}).get("buffer_name") for spec, _ in left]
-        place = buffers.index(mean) if mean in buffers else len(left)
-        left[place:place] = [(_as_buffer(spec), argument) for spec, argument in taken]
-        specs[:] = [spec for spec, _ in left]
-        inputs[:] = [argument for _, argument in left]
-        for value in [value for name in names for value in self._graph.inputs_of(name)]:
+        means = {
+            name: joined(layer.name, "running_mean")
+            for layer in self._frozen
+            for name in self._affine(layer)
+        }
+        moved: dict[str, list[tuple[Any, Any]]] = {mean: [] for mean in means.values()}
+        left: list[tuple[Any, Any]] = []
+        for spec, argument in zip(specs, inputs, strict=True):
+            if (mean := means.get(_parameter_of(spec))) is None:
+                left.append((spec, argument))
+            else:
+                moved[mean].append((_as_buffer(spec), argument))
+        pairs: list[tuple[Any, Any]] = []
+        for spec, argument in left:
+            pairs += moved.pop(spec.get("buffer", {}).get("buffer_name", ""), [])
+            pairs.append((spec, argument))
+        for rest in moved.values():  # Those of layers whose mean the program does not take.
+            pairs += rest
+        specs[:] = [spec for spec, _ in pairs]
+        inputs[:] = [argument for _, argument in pairs]
+        for value in [value for name in means for value in self._graph.inputs_of(name)]:
             for scope, called in self._everywhere(value):
                 if called in scope.graph["tensor_values"]:
                     scope.graph["tensor_values"][called]["requires_grad"] = False
 
-    def _everywhere(self, value: Value) -> Iterator[tuple[Scope, str]]:
-        """Yield each graph that takes an input of the program, with what it is called there."""
-        yield self._graph.scopes[0], value.name
-        for scope in self._graph.scopes[1:]:
-            for called in scope.passed:
-                if self._graph.origin(scope.index, called) == value:
-                    yield scope, called
+    def _affine(self, layer: Layer) -> list[str]:
+        return [name for role, name in self._layers.tensors(layer) if role in AFFINE]
 
-    def _drop_input(self, value: Value) -> None:
-        """Drop an input of the program that nothing takes any more, wherever it is passed on."""
-        for scope, called in reversed(list(self._everywhere(value))):
-            if scope.outer is not None:
-                self._drop_operand(scope, called)
+    def _everywhere(self, value: Value) -> list[tuple[Scope, str]]:
+        """Return each graph that takes an input of the program, with what it is called there."""
+        return [(self._graph.scopes[0], value.name), *self._passed_on.get(value, ())]
+
+    def _drop_inputs(self, values: Iterable[Value]) -> None:
+        """Drop inputs of the program that nothing takes any more, wherever they are passed on."""
+        gone: dict[Scope, set[str]] = {}
+        for value in values:
+            for scope, called in self._everywhere(value):
+                gone.setdefault(scope, set()).add(called)
+        for scope, names in gone.items():
+            if scope.taker is not None:
+                _drop_operands(scope.taker, {scope.passed[called] for called in names})
             scope.graph["inputs"][:] = [
-                argument for argument in scope.graph["inputs"] if called not in names_in(argument)
+                argument
+                for argument in scope.graph["inputs"]
+                if names.isdisjoint(names_in(argument))
             ]
-            scope.graph["tensor_values"].pop(called, None)
+            for called in names:
+                scope.graph["tensor_values"].pop(called, None)
+        outermost = gone.get(self._graph.scopes[0], set())
         self._input_specs[:] = [
             spec
             for spec in self._input_specs
-            if value.name not in names_in(next(iter(spec.values())).get("arg"))
+            if outermost.isdisjoint(names_in(next(iter(spec.values())).get("arg")))
         ]
-
-    def _drop_operand(self, scope: Scope, called: str) -> None:
-        """Drop what is passed for one input of a graph in the graph around it."""
-        assert scope.outer is not None  # noqa: S101  # Only the outermost has none.
-        passed = scope.passed[called]
-        for node in self._graph.scopes[scope.outer].graph["nodes"]:
-            if any(graph is scope.graph for graph in subgraphs_of(node)):
-                kept = []
-                for taken in node["inputs"]:
-                    argument = taken["arg"]
-                    if argument.get("as_tensor", {}).get("name") == passed:
-                        continue
-                    if "as_tensors" in argument:
-                        tensors = argument["as_tensors"]
-                        tensors[:] = [item for item in tensors if item["name"] != passed]
-                    kept.append(taken)
-                node["inputs"] = kept
 
     # Classes
 
@@ -265,18 +266,18 @@ class _Freezer:
         for name in list(own):  # Under another name of a layer, its count is another one.
             for other in self._layers.by_name[name].shares_with & own.keys():
                 own[name] |= set(self._layers.by_name[other].counting)
-        stacks: dict[Place, str] = {
-            place: stack
-            for place in self._graph.places()
-            if (stack := self._graph.node(place)["metadata"].get("nn_module_stack"))
-        }
+        inside: dict[str, list[Place]] = {name: [] for name in own}
+        for place in self._graph.places():
+            stack = self._graph.node(place)["metadata"].get("nn_module_stack", "")
+            for name in paths_in(stack) & own.keys():
+                inside[name].append(place)
+        copies = self._layers.renewals.copying
         for layer in self._frozen:
-            inside = [place for place, stack in stacks.items() if layer.name in paths_in(stack)]
-            copies = self._layers.renewals.copying
-            if any(place not in own[layer.name] and place not in copies for place in inside):
+            places = inside[layer.name]
+            if any(place not in own[layer.name] and place not in copies for place in places):
                 continue
             type_name = f"frozenbn_cli.nn.FrozenBatchNorm{layer.spatial_dims or 2}d"
-            for place in inside:
+            for place in places:
                 metadata = self._graph.node(place)["metadata"]
                 metadata["nn_module_stack"] = with_type(
                     metadata["nn_module_stack"], layer.name, type_name
@@ -296,8 +297,22 @@ def _rename_in(argument: Any, names: Mapping[str, str]) -> None:
                 _rename_in(part, names)
 
 
-def _parameter_of(spec: Mapping[str, Any]) -> str | None:
-    return spec["parameter"]["parameter_name"] if "parameter" in spec else None
+def _drop_operands(node: Node, names: Collection[str]) -> None:
+    """Drop what a node passes to its graphs under these names."""
+    kept = []
+    for taken in node["inputs"]:
+        argument = taken["arg"]
+        if argument.get("as_tensor", {}).get("name") in names:
+            continue
+        if "as_tensors" in argument:
+            tensors = argument["as_tensors"]
+            tensors[:] = [item for item in tensors if item["name"] not in names]
+        kept.append(taken)
+    node["inputs"] = kept
+
+
+def _parameter_of(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("parameter", {}).get("parameter_name", ""))
 
 
 def _as_buffer(spec: Mapping[str, Any]) -> dict[str, Any]:

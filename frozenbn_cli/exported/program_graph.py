@@ -15,6 +15,7 @@ from frozenbn_cli.errors import DamagedFileError
 from frozenbn_cli.exported.program_shape import subgraphs_of
 
 __all__ = [
+    "Node",
     "Place",
     "ProgramGraph",
     "Reader",
@@ -73,12 +74,14 @@ class Scope:
         graph: As in the program.
         outer: The index of the graph around it; None for the outermost.
         passed: What the graph around it calls each of its inputs; empty where that is not known.
+        taker: The node that takes it; None for the outermost.
     """
 
     index: int
     graph: dict[str, Any]
     outer: int | None
     passed: Mapping[str, str]
+    taker: Node | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class ProgramGraph:
     def __init__(self, document: Mapping[str, Any]) -> None:
         module = document["graph_module"]
         self.scopes: list[Scope] = []
-        self._add(module["graph"], None, {})
+        self._add(module["graph"], None, None)
         self.specs: dict[str, Spec] = {}
         for spec in module["signature"]["input_specs"]:
             ((kind, fields),) = spec.items()
@@ -152,12 +155,13 @@ class ProgramGraph:
                     seen.add(name)
                     yield Value(scope.index, name), Place(scope.index, index)
 
-    def _add(self, graph: dict[str, Any], outer: int | None, passed: Mapping[str, str]) -> None:
-        scope = Scope(len(self.scopes), graph, outer, passed)
+    def _add(self, graph: dict[str, Any], outer: int | None, taker: Node | None) -> None:
+        passed = _passed(taker, graph) if taker else {}
+        scope = Scope(len(self.scopes), graph, outer, passed, taker)
         self.scopes.append(scope)
         for node in graph["nodes"]:
             for inner in subgraphs_of(node):
-                self._add(inner, scope.index, _passed(node, inner))
+                self._add(inner, scope.index, node)
 
     def node(self, place: Place) -> Node:
         """Return the node at a place."""

@@ -32,6 +32,9 @@ class Renewals:
                 old = norm.tensors.get(role)
                 if (new := norm.new_statistic(index)) and old:
                     self._follow(new, old)
+        self._new: dict[Value, list[Value]] = {}
+        for new, old in self.old.items():
+            self._new.setdefault(old, []).append(new)
 
     def _follow(self, new: Value, old: Value) -> None:
         waiting = [new]
@@ -53,7 +56,7 @@ class Renewals:
 
     def of(self, old: Value | None) -> list[Value]:
         """Return the new statistics that renew a statistic, and their copies."""
-        return [new for new, renewed in self.old.items() if renewed == old]
+        return self._new.get(old, []) if old else []
 
     def other_readers(self, value: Value) -> list[Reader]:
         """Return what takes a new statistic, or a copy of one, beside the nodes that copy it."""
