@@ -39,7 +39,7 @@ from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import EPS_SOURCES, Eps
 from frozenbn_cli.checkpoints import StateDict
-from frozenbn_cli.checkpoints.pickled import METADATA_KEY
+from frozenbn_cli.checkpoints.checkpoint import METADATA_KEY
 from frozenbn_cli.errors import DamagedFileError
 
 __all__ = ["METADATA_KEY", "ConversionRecord", "FrozenLayers", "RecordedClaim"]

@@ -13,7 +13,6 @@ from frozenbn_cli.checkpoints.checkpoint import (
     StateDict,
     names_statistics,
 )
-from frozenbn_cli.checkpoints.exported_programs import open_exported_program
 from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness, unpacking
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
@@ -107,7 +106,9 @@ def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
     if head.startswith(b"PK\3\4"):
         archive = ZipArchive(source)
         if is_program_archive(archive):
-            return open_exported_program(source, archive)
+            from frozenbn_cli.checkpoints import exported_programs  # noqa: PLC0415  # 10 ms.
+
+            return exported_programs.open_exported_program(source, archive)
         return open_zip(source, archive, naming=naming)
     if has_legacy_magic(head):
         return open_legacy(source, naming=naming)

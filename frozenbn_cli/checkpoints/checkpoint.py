@@ -6,18 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.fingerprint import fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import UnsupportedFileError, UsageError, located
-from frozenbn_cli.exported.program_archive import ProgramArchive
-from frozenbn_cli.torchscript.script_archive import ScriptArchive
 from frozenbn_cli.wording import is_it
 
-__all__ = ["Checkpoint", "LayerFacts", "Renaming", "StateDict", "names_statistics"]
+if TYPE_CHECKING:  # Files of other kinds need not wait for these.
+    from frozenbn_cli.exported.program_archive import ProgramArchive
+    from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
+__all__ = [
+    "METADATA_KEY",
+    "Checkpoint",
+    "LayerFacts",
+    "Renaming",
+    "StateDict",
+    "names_statistics",
+]
+
+METADATA_KEY = "frozenbn.conversion"
+"""What the record of a conversion is called, wherever a file carries it."""
 
 _MOST_KEYS = 5
 

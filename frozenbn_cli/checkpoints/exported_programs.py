@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
+from frozenbn_cli.checkpoints.checkpoint import METADATA_KEY, Checkpoint, LayerFacts, StateDict
 from frozenbn_cli.checkpoints.program_tensors import program_tensors
 from frozenbn_cli.checkpoints.tensors import StoredTensor
-from frozenbn_cli.checkpoints.torchscript import METADATA_KEY
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import located

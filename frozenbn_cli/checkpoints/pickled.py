@@ -6,13 +6,12 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from frozenbn_cli.checkpoints.checkpoint import Checkpoint
+from frozenbn_cli.checkpoints.checkpoint import METADATA_KEY, Checkpoint
 from frozenbn_cli.checkpoints.foreign_names import foreign_names
 from frozenbn_cli.checkpoints.likeness import MODEL_SUFFIXES
 from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
-from frozenbn_cli.checkpoints.torchscript import METADATA_KEY, open_torchscript
 from frozenbn_cli.containers.legacy_stream import LegacyStream
 from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
@@ -22,7 +21,6 @@ from frozenbn_cli.pickles.values import LongBytes, Value
 from frozenbn_cli.wording import listed
 
 __all__ = [
-    "METADATA_KEY",
     "StoredPickle",
     "open_bare",
     "open_legacy",
@@ -43,7 +41,9 @@ def open_zip(source: ByteSource, archive: ZipArchive, *, naming: Naming) -> Chec
     """
     names = {name.partition("/")[2] for name in archive.records}
     if "constants.pkl" in names and "bytecode.pkl" not in names:
-        return open_torchscript(source, archive)
+        from frozenbn_cli.checkpoints import torchscript  # noqa: PLC0415  # Reads code: 15 ms.
+
+        return torchscript.open_torchscript(source, archive)
     if other := _other_kind(archive, names):
         kind, advice = other
         return Checkpoint(

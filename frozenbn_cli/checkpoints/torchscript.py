@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from frozenbn_cli.checkpoints.checkpoint import Checkpoint, LayerFacts, StateDict
+from frozenbn_cli.checkpoints.checkpoint import METADATA_KEY, Checkpoint, LayerFacts, StateDict
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder
 from frozenbn_cli.checkpoints.tensors import StoredTensor
 from frozenbn_cli.containers.source import ByteSource, Extent
@@ -26,9 +26,8 @@ from frozenbn_cli.torchscript.source_code import type_name_of
 from frozenbn_cli.torchscript.tensor_flow import follow_tensors
 from frozenbn_cli.torchscript.tensors_beside import is_on_meta, joined, other_tensors
 
-__all__ = ["METADATA_KEY", "open_torchscript", "record_path"]
+__all__ = ["open_torchscript", "record_path"]
 
-METADATA_KEY = "frozenbn.conversion"
 """Where a file carries the record of its conversion."""
 
 _STATISTICS_AND_AFFINE = ("weight", "bias", "running_mean", "running_var")

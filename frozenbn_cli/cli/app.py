@@ -61,7 +61,6 @@ from frozenbn_cli.errors import (
 )
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.target import ModelTarget
-from frozenbn_cli.verification.terms import VerifyOptions
 from frozenbn_cli.version import __version__
 
 __all__ = ["app", "make_streams_usable", "run"]
@@ -226,7 +225,7 @@ def verify(
     nothing differs, and 1 if something does.
     """
     sink = reporting.sink(context.obj, [original, converted], force=force)
-    how = VerifyOptions(
+    how = import_quietly("frozenbn_cli.verification.terms").VerifyOptions(
         key=key,
         eps=layers.eps,
         selection=layers.selection,

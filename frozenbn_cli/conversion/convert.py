@@ -29,13 +29,13 @@ from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
 from frozenbn_cli.outputs import (
     FORMATS,
-    Output,
     OutputFormat,
     check_name,
     default_output,
     format_of,
     own_format,
 )
+from frozenbn_cli.outputs.output import Output
 from frozenbn_cli.stages import Progress, Stages, begin, import_torch_for, telling
 from frozenbn_cli.verification.claims import CLAIMS, Claim, with_required
 from frozenbn_cli.verification.tolerance import Tolerance

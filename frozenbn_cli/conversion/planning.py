@@ -15,7 +15,8 @@ from frozenbn_cli.conversion.training import models_to_freeze
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
-from frozenbn_cli.outputs import OutputFormat, Rewritable, own_format, rewritable
+from frozenbn_cli.outputs import OutputFormat, own_format
+from frozenbn_cli.outputs.rewritable import Rewritable, rewritable
 from frozenbn_cli.stages import import_torch_for
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,7 +14,12 @@ from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.conversion.planning import ConversionPlan
-from frozenbn_cli.outputs import OUTPUTS, CheckpointOutput, Output, OutputFormat, RewrittenOutput
+from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.outputs.checkpoint import CheckpointOutput
+from frozenbn_cli.outputs.output import Output
+from frozenbn_cli.outputs.rewritten import RewrittenOutput
+from frozenbn_cli.outputs.safetensors import SafetensorsOutput
+from frozenbn_cli.outputs.torch import TorchOutput
 from frozenbn_cli.stages import import_torch_for
 
 if TYPE_CHECKING:
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["begun_output"]
 
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
+_OF_TENSORS: Mapping[OutputFormat, Callable[..., Output]] = {
+    "safetensors": SafetensorsOutput,
+    "torch": TorchOutput,
+}
 _MAKERS: Mapping[OutputFormat, str] = {
     "torchscript": "frozenbn_cli.conversion.scripting",
     "pt2": "frozenbn_cli.conversion.exporting",
@@ -69,7 +78,7 @@ def begun_output(
             if name not in longest.layers
         }
         metadata = plan.checkpoint.metadata
-        begin = OUTPUTS[plan.to]
+        begin = _OF_TENSORS[plan.to]
         yield begin(file, kept, metadata=metadata, longest_record=longest, versions=versions), None
 
 

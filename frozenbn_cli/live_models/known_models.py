@@ -11,12 +11,14 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frozenbn_cli.architectures import Match, recognise
-from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.target import AUTO
+
+if TYPE_CHECKING:  # The command line need not wait for what opens files.
+    from frozenbn_cli.checkpoints import StateDict
 
 __all__ = [
     "KnownModel",

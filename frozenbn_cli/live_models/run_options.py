@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.errors import UsageError
+
+if TYPE_CHECKING:  # The command line need not wait for what opens files.
+    from frozenbn_cli.checkpoints import Checkpoint, StateDict
 
 __all__ = ["MOST_RUNS", "RunOptions"]
 

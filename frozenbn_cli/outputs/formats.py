@@ -1,6 +1,6 @@
 """The formats that are written: their names, what their files are called, and which one is meant.
 
-A new format is a line in `FORMATS`, beside what writes it (`OUTPUTS`) and what reads it back.
+A new format is a line in `FORMATS`, beside what writes it and what reads it back.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from frozenbn_cli.checkpoints import Checkpoint
 from frozenbn_cli.errors import UsageError
+
+if TYPE_CHECKING:  # The command line need not wait for what opens files.
+    from frozenbn_cli.checkpoints import Checkpoint
 
 __all__ = [
     "BY_KIND",

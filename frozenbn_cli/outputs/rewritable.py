@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
-from frozenbn_cli.checkpoints.exported_programs import model_of, program_record_path, storages_of
-from frozenbn_cli.checkpoints.torchscript import record_path
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.zip_archive import ZipArchive
-from frozenbn_cli.exported.comparing import other_change
-from frozenbn_cli.exported.program_archive import ProgramArchive
-from frozenbn_cli.exported.rewriting import rewrite_program
-from frozenbn_cli.torchscript.rewriting import rewrite
+
+if TYPE_CHECKING:
+    from frozenbn_cli.exported.program_archive import ProgramArchive
+    from frozenbn_cli.torchscript.script_archive import ScriptArchive
 
 __all__ = ["Rewritable", "rewritable"]
 
@@ -39,20 +38,31 @@ class Rewritable:
 
 def rewritable(checkpoint: Checkpoint, part: StateDict) -> Rewritable | None:
     """Return an input as an archive that can be edited; None if it is of another kind."""
-    if script := checkpoint.script:
-        return Rewritable(script.archive, record_path(script.root), partial(rewrite, script))
-    if program := checkpoint.program:
-        storages = storages_of(part.entries)
-        edit = partial(rewrite_program, program, model_of(program, part), storages)
-        path, change = program_record_path(program), partial(_change_in, program, part)
-        return Rewritable(program.archive, path, edit, change)
+    if checkpoint.script:
+        return _of_script(checkpoint.script)
+    if checkpoint.program:
+        return _of_program(checkpoint.program, part)
     return None
 
 
-def _change_in(
-    program: ProgramArchive, part: StateDict, written: Checkpoint, frozen: Collection[str]
-) -> str | None:
-    model = model_of(program, part)
-    if written.program is None or model not in written.program.models:
-        return f"program {model} is missing"
-    return other_change(program.program(model), written.program.program(model), frozen)
+def _of_script(script: ScriptArchive) -> Rewritable:
+    from frozenbn_cli.checkpoints.torchscript import record_path  # noqa: PLC0415  # Of one kind.
+    from frozenbn_cli.torchscript.rewriting import rewrite  # noqa: PLC0415  # As above.
+
+    return Rewritable(script.archive, record_path(script.root), partial(rewrite, script))
+
+
+def _of_program(program: ProgramArchive, part: StateDict) -> Rewritable:
+    from frozenbn_cli.checkpoints import exported_programs as known  # noqa: PLC0415  # As above.
+    from frozenbn_cli.exported.comparing import other_change  # noqa: PLC0415  # As above.
+    from frozenbn_cli.exported.rewriting import rewrite_program  # noqa: PLC0415  # As above.
+
+    model = known.model_of(program, part)
+
+    def change_in(written: Checkpoint, frozen: Collection[str]) -> str | None:
+        if written.program is None or model not in written.program.models:
+            return f"program {model} is missing"
+        return other_change(program.program(model), written.program.program(model), frozen)
+
+    edit = partial(rewrite_program, program, model, known.storages_of(part.entries))
+    return Rewritable(program.archive, known.program_record_path(program), edit, change_in)

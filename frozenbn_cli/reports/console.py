@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from frozenbn_cli.wording import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited", "symbol"]
 
@@ -106,15 +101,17 @@ class ProgressBar:
                 self._update(self._bar, is_new=is_new)
 
     def _appear(self) -> None:
+        from rich import progress  # noqa: PLC0415  # Most runs are over before.
+
         with self._lock:
             if self._timer is None:
                 return
-            self._bar = Progress(
-                SpinnerColumn("line"),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
+            self._bar = progress.Progress(
+                progress.SpinnerColumn("line"),
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TaskProgressColumn(),
+                progress.TimeElapsedColumn(),
                 console=self._console,
                 transient=True,
             )

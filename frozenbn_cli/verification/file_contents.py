@@ -7,7 +7,8 @@ from dataclasses import replace
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.errors import UnsupportedFileError, located
-from frozenbn_cli.outputs import Rewritable, own_format, rewritable
+from frozenbn_cli.outputs import own_format
+from frozenbn_cli.outputs.rewritable import Rewritable, rewritable
 from frozenbn_cli.stages import begin
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.contents import verify_contents

@@ -14,7 +14,8 @@ from frozenbn_cli.checkpoints.exported_programs import model_of
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.live_models.run_options import RunOptions
-from frozenbn_cli.outputs import OutputFormat, rewritable
+from frozenbn_cli.outputs import OutputFormat
+from frozenbn_cli.outputs.rewritable import rewritable
 from frozenbn_cli.stages import begin
 from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
 from frozenbn_cli.verification.checkpoints import WrittenModel, verify_checkpoint_contents

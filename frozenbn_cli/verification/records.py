@@ -17,7 +17,7 @@ from frozenbn_cli.containers.source import (
     chunks,
 )
 from frozenbn_cli.containers.zip_archive import ZipArchive
-from frozenbn_cli.outputs import Rewritable
+from frozenbn_cli.outputs.rewritable import Rewritable
 
 __all__ = ["other_record"]
 

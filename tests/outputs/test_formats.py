@@ -8,7 +8,7 @@ from torch import nn
 
 from frozenbn_cli import ConvertOptions, convert_file
 from frozenbn_cli.errors import UsageError
-from frozenbn_cli.outputs import FORMATS, OUTPUTS, OutputFormat
+from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.verification.written import open_written
 from tests.builders.archives import script
 from tests.builders.files import save, small_state
@@ -81,8 +81,7 @@ def test_a_name_that_promises_another_format_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_each_format_is_written_and_read_back() -> None:
-    assert FORMATS.keys() == OUTPUTS.keys()
+def test_each_format_is_read_back() -> None:
     for name in FORMATS.keys() - {"checkpoint"}:  # It is verified as a whole.
         with pytest.raises(Exception, match="not_there"):
             open_written(Path("not_there"), name)

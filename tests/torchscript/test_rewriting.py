@@ -735,7 +735,7 @@ class TestVerification:
             assert replaced != rewriting.replaced
             return replace(rewriting, replaced=replaced)
 
-        monkeypatch.setattr(sys.modules["frozenbn_cli.outputs.rewritable"], "rewrite", spoilt)
+        monkeypatch.setattr("frozenbn_cli.torchscript.rewriting.rewrite", spoilt)
         with pytest.raises(VerificationError, match=r"model: output: .* differ") as caught:
             convert(path)
 
