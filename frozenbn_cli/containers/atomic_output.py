@@ -8,9 +8,11 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import BinaryIO
 
@@ -23,6 +25,7 @@ except ImportError:  # Windows does not delete what is open anyway.
 
 __all__ = ["AtomicOutput", "marked", "remove_marked", "sweep"]
 
+_FLUSH_SECONDS = 0.05
 _A_DAY = 24 * 60 * 60
 _PARTIAL = re.compile(r"\..{1,40}\.(\w+-)?[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -161,6 +164,27 @@ class AtomicOutput:
         with _as_output_error(self.target):
             yield self.file
             self.file.flush()
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Have what is written inside go to the disk meanwhile, so that `sync` waits for less.
+
+        Raises:
+            OutputError: The disk refused it, of which the system may tell but once.
+        """
+        is_done, pool = Event(), ThreadPoolExecutor(1)
+        flushed = pool.submit(self._flush_until, is_done)
+        try:
+            yield
+        finally:
+            is_done.set()
+            pool.shutdown(wait=False)  # What failed, or is interrupted, need not wait for a disk.
+        with _as_output_error(self.target):
+            flushed.result()
+
+    def _flush_until(self, is_done: Event) -> None:
+        while not is_done.wait(_FLUSH_SECONDS):
+            os.fsync(self.file.fileno())
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""

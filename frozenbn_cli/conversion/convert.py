@@ -236,6 +236,7 @@ class _Conversion:
                 output.writing() as file,
                 located(str(plan.checkpoint.path)),
                 begun_output(plan, file, kept, longest=longest) as (writer, made),
+                output.flushing(),
             ):
                 writer.write_tensors(begin("writing", total))
             syncing = pool.submit(output.sync)

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from frozenbn_cli.containers.atomic_output import AtomicOutput, marked, sweep
 from frozenbn_cli.errors import OutputError, UsageError
+from tests.builders.processes import HANG_SECONDS
 
 
 @pytest.fixture
@@ -114,6 +116,23 @@ def test_is_absent_if_the_disk_is_full_while_writing(
             file.write(bytes(100_000))
 
     assert contents(target.parent) == {}
+
+
+def test_tells_what_the_disk_refuses_while_it_is_written(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_refused = Event()
+
+    def fsync(_: int) -> None:
+        is_refused.set()
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr("frozenbn_cli.containers.atomic_output._FLUSH_SECONDS", 0)
+    with AtomicOutput(target) as output:
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(OutputError, match="the disk is broken"), output.flushing():
+            assert is_refused.wait(HANG_SECONDS)
+        monkeypatch.undo()
 
 
 def test_does_not_overwrite_an_existing_file(target: Path) -> None:

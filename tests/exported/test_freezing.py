@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import nn
 
 from frozenbn_cli import load_frozen
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
+from frozenbn_cli.checkpoints import open_checkpoint
 from frozenbn_cli.errors import NothingToFreezeError, UnsupportedFileError, UsageError
 from frozenbn_cli.inspection import inspect_file
 from frozenbn_cli.nn import FrozenBatchNorm2d
+from frozenbn_cli.outputs.rewritable import rewritable
 from frozenbn_cli.selection import Selection
 from tests.builders.models import assert_same_bits
 from tests.builders.programs import (
@@ -481,3 +484,31 @@ def test_a_result_is_compiled_ahead_of_time(tmp_path: Path) -> None:
         found = inductor.aoti_load_package(package)(IMAGES)
 
     torch.testing.assert_close(found, outputs_in_eval(Plain))
+
+
+def test_the_work_grows_as_the_layers_do(tmp_path: Path) -> None:
+    few, many = (_calls_to_freeze(layers, tmp_path / f"{layers}.pt2") for layers in (20, 40))
+
+    assert many < 2.5 * few
+
+
+def _calls_to_freeze(layers: int, path: Path) -> int:
+    """Return how many calls it takes to open a program and to freeze all of its layers."""
+    model = uneven(nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(layers))))
+    path.write_bytes(saved(export(model.train(), decomposed=True)))
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        with open_checkpoint(path) as checkpoint:
+            part = checkpoint.state_dict()
+            archive = rewritable(checkpoint, part)
+            assert archive
+            archive.rewrite(part.layers.keys())
+    finally:
+        sys.setprofile(None)
+    return calls
