@@ -155,6 +155,10 @@ def _set(document: Document, place: str, value: Any) -> None:
         ("graph_module.graph.nodes.0.name", "a b"),
         ("graph_module.graph.nodes.0.inputs.0.arg", {"as_operator": "torch.os.system"}),
         ("graph_module.graph.nodes.0.inputs.0.arg", {"as_string": "a' + open('x') + '"}),
+        (
+            "graph_module.graph.nodes.0.inputs.0.arg",
+            {"as_string": "Runtime assertion failed for expression a on node 'b'+open('x')+'c'"},
+        ),
         ("graph_module.graph.nodes.0.inputs.0.arg", {"as_custom_obj": {"name": "a"}}),
         ("graph_module.graph.custom_obj_values", {"a": {"name": "a", "class_fqn": "b"}}),
         ("graph_module.signature.input_specs.0.parameter.parameter_name", 'a"] + open("x")'),
