@@ -35,7 +35,7 @@ AFFINE = ("weight", "bias")
 COUNT = "num_batches_tracked"
 
 _COUNTING, _COUNTING_IN_PLACE = "torch.ops.aten.add.Tensor", "torch.ops.aten.add_.Tensor"
-_MAX_SHARING = 400_000  # Layers times names and uses; with one storage, ResNet-152 has 300,000.
+_MAX_SHARING = 1_000_000  # Layers times names and uses; with one storage, ResNet-152 has 300,000.
 _SPATIAL_DIMS = {2: 1, 3: 1, 4: 2, 5: 3}  # By the number of dimensions with batch and channels.
 
 
