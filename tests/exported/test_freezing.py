@@ -40,6 +40,7 @@ from tests.builders.programs import (
     Unused,
     WithoutGradient,
     convert,
+    decompose,
     edited,
     export,
     frozen,
@@ -495,7 +496,7 @@ def test_the_work_grows_as_the_layers_do(tmp_path: Path) -> None:
 def _calls_to_freeze(layers: int, path: Path) -> int:
     """Return how many calls it takes to open a program and to freeze all of its layers."""
     model = uneven(nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(layers))))
-    path.write_bytes(saved(export(model.train(), decomposed=True)))
+    path.write_bytes(saved(decompose(export(model.train()))))
     calls = 0
 
     def count(*_: object) -> None:
