@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from frozenbn_cli.errors import DamagedFileError
-from frozenbn_cli.exported.program_graph import Place, ProgramGraph, Value, argument_of, names_in
+from frozenbn_cli.exported.program_graph import (
+    Node,
+    Place,
+    ProgramGraph,
+    Value,
+    argument_of,
+    names_in,
+)
 
 __all__ = [
     "STATISTICS",
@@ -17,6 +24,7 @@ __all__ = [
     "find_normalisations",
     "is_batch_norm",
     "is_instance_norm",
+    "renewed_by",
 ]
 
 STATISTICS = ("running_mean", "running_var")
@@ -116,6 +124,16 @@ def find_normalisations(graph: ProgramGraph) -> list[Normalisation]:
 def is_batch_norm(target: str) -> bool:
     """Return whether an operator normalises as BatchNorm does."""
     return target in _OPERATORS
+
+
+def renewed_by(node: Node, name: str) -> str:
+    """Return which statistic an output of a node renews; empty if it does not normalise so."""
+    operator = _OPERATORS.get(node["target"])
+    outputs = list(names_in(node["outputs"]))
+    if operator is None or operator.new_statistics is None or len(outputs) != operator.outputs:
+        return ""
+    renewed = outputs[operator.new_statistics :][: len(STATISTICS)]
+    return STATISTICS[renewed.index(name)] if name in renewed else ""
 
 
 def is_instance_norm(target: str) -> bool:
