@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from frozenbn_cli import errors
@@ -86,7 +88,7 @@ def run_apart(
         FrozenBNError: As the job raised it.
     """
     try:
-        called = pickle.dumps(job)
+        called = pickle.dumps(partial(_in_folder, _folder(), job))
     except Exception as error:  # Pickling runs code of the model.
         raise JobFailed(
             f"a model cannot be sent to the process that runs code of a file ({error}); name a "
@@ -101,6 +103,19 @@ def run_apart(
     if say and served.words:
         say(served.words.decode("utf-8", "backslashreplace"))
     return _result(served)
+
+
+def _folder() -> str:
+    """Return where this process is now, which may be elsewhere than when the other was started."""
+    with contextlib.suppress(OSError):  # It may have been removed.
+        return str(Path.cwd())
+    return ""
+
+
+def _in_folder(folder: str, job: Callable[[], Any]) -> Any:
+    with contextlib.suppress(OSError):  # As above.
+        os.chdir(folder)
+    return job()
 
 
 def _served(called: bytes, timeout: float) -> _Served:

@@ -56,6 +56,16 @@ def test_tells_the_steps_of_a_job_and_nothing_that_is_none() -> None:
     ]
 
 
+def test_a_job_is_where_its_asker_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_apart(os.getcwd, timeout=100) == str(Path.cwd())
+    monkeypatch.chdir(tmp_path)
+    assert run_apart(os.getcwd, timeout=100) == str(tmp_path)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
+
+
 def test_jobs_find_pytorch_imported() -> None:
     assert run_apart(partial(jobs.is_imported, "torch"), timeout=100) is True
 
