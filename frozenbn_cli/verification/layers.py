@@ -13,7 +13,7 @@ from frozenbn_cli.batch_norms.batch_norm import BatchNorm, Eps
 from frozenbn_cli.checkpoints import StoredTensor
 from frozenbn_cli.containers.source import BytesExtent
 from frozenbn_cli.foreign_code import apart
-from frozenbn_cli.stages import import_torch_for
+from frozenbn_cli.stages import begin, import_torch_for
 from frozenbn_cli.verification.claims import Claim
 from frozenbn_cli.verification.told_claims import claim_of, told
 from frozenbn_cli.verification.tolerance import EXACT, Tolerance
@@ -56,6 +56,7 @@ def verify_layers(
         names = {layer.entry_name(role) for layer in layers.values() for role in layer.tensors}
         entries = {name: _held(written.entries[name]) for name in names & written.names()}
         held = {name: _held_layer(layer) for name, layer in layers.items()}
+        begin("importing torch")  # As the other process may do still.
         with suppress(apart.JobFailed):
             job = partial(_run, StoredEntries(entries), held, *how)
             return claim_of("layers", apart.run_apart(job, timeout=_MOST_SECONDS))
