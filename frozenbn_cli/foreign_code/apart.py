@@ -88,7 +88,7 @@ def run_apart(
         FrozenBNError: As the job raised it.
     """
     try:
-        called = pickle.dumps(partial(_in_folder, _folder(), job))
+        called = pickle.dumps(partial(_as_here, _folder(), [*sys.path], pickle.dumps(job)))
     except Exception as error:  # Pickling runs code of the model.
         raise JobFailed(
             f"a model cannot be sent to the process that runs code of a file ({error}); name a "
@@ -112,10 +112,12 @@ def _folder() -> str:
     return ""
 
 
-def _in_folder(folder: str, job: Callable[[], Any]) -> Any:
+def _as_here(folder: str, path: list[str], pickled: bytes) -> Any:
+    """Run a job where its asker is, with the modules that are found there."""
     with contextlib.suppress(OSError):  # As above.
         os.chdir(folder)
-    return job()
+    sys.path[:] = path
+    return pickle.loads(pickled)()  # noqa: S301  # It is ours.
 
 
 def _served(called: bytes, timeout: float) -> _Served:

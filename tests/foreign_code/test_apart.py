@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -64,6 +65,17 @@ def test_a_job_is_where_its_asker_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
+
+
+def test_a_job_finds_the_modules_of_its_asker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_apart(partial(jobs.add, 1, 1), timeout=100) == 2
+    (tmp_path / "found_later.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    job = importlib.import_module("found_later").answer
+
+    assert run_apart(job, timeout=100) == 42
 
 
 def test_jobs_find_pytorch_imported() -> None:
