@@ -28,8 +28,6 @@ from frozenbn_cli.torchscript.tensors_beside import is_on_meta, joined, other_te
 
 __all__ = ["open_torchscript", "record_path"]
 
-"""Where a file carries the record of its conversion."""
-
 _STATISTICS_AND_AFFINE = ("weight", "bias", "running_mean", "running_var")
 _WELL_NAMED = ("torch.nn.", "timm.", "frozenbn_cli.nn.")
 _USE = "the code that uses it"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.many_files.model_files import names_several
 from frozenbn_cli.reports.documents import conversion_document, error_fields
-
-if TYPE_CHECKING:
-    from frozenbn_cli.reports.description import Section
 
 __all__ = ["check_alone", "run"]
 
@@ -51,17 +48,17 @@ def run(
         all_layers: Show every layer.
     """
 
-    def described(result: ConversionResult, error: RefusedError | None) -> list[Section]:
-        from frozenbn_cli.reports.conversions import describe_conversion  # noqa: PLC0415  # 10 ms.
-
-        return [describe_conversion(result, error)]
-
     def deliver(result: ConversionResult, error: RefusedError | None = None) -> int:
         failure = {"error": error_fields(error)} if error else {}
         return sink.deliver(
             "convert",
             conversion_document(result) | failure,
-            lambda: described(result, error),
+            # Where nothing is shown, it need not be imported.
+            lambda: [
+                import_quietly("frozenbn_cli.reports.conversions").describe_conversion(
+                    result, error
+                )
+            ],
             all_layers=all_layers,
         )
 
