@@ -110,8 +110,9 @@ class ProgramArchive:
             DamagedFileError: It is no JSON, or not of that shape.
             UnsupportedFileError: Its schema is of another major version.
         """
+        text = self.program_text(model)
         with located(f"record {self.program_record(model)}"):
-            document = read_json(self.program_text(model))
+            document = read_json(text)
             _check_schema_version(document)
             check_program(document)
         return document

@@ -265,3 +265,16 @@ def test_the_pickle_within_is_inert(tmp_path: Path) -> None:
 
     assert inspected.unsupported.keys() == {"conv.weight"}
     assert not marker.exists()
+
+
+def test_a_damaged_program_is_named_once(newest: Path) -> None:
+    with opened(newest) as archive:
+        extent = archive.archive.extent(archive.program_record("model"))
+    content = bytearray(newest.read_bytes())
+    content[extent.start + extent.size_bytes // 2] ^= 0xFF
+    newest.write_bytes(content)
+
+    with pytest.raises(DamagedFileError) as caught:
+        inspect_file(newest)
+
+    assert str(caught.value).count(PROGRAM) == 1
