@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 def torch_version() -> str:
     """Return the version of the PyTorch that is installed; empty if none is."""
-    from importlib import metadata  # noqa: PLC0415  # Takes 20 ms, and few need it.
+    from importlib import metadata  # Takes 20 ms, and few need it.
 
     try:
         return metadata.version("torch")

@@ -230,7 +230,7 @@ def _figure(options: argparse.Namespace, measurements: Measurements) -> None:
     if find_spec("matplotlib") is None:
         print(f"No figure was drawn: {_INSTALL_MATPLOTLIB}", file=sys.stderr)
         return
-    from figure import draw  # noqa: PLC0415
+    from figure import draw
 
     path = options.figure or _FIGURE
     draw(measurements, path)

@@ -106,7 +106,7 @@ def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
     if head.startswith(b"PK\3\4"):
         archive = ZipArchive(source)
         if is_program_archive(archive):
-            from frozenbn_cli.checkpoints import exported_programs  # noqa: PLC0415  # 10 ms.
+            from frozenbn_cli.checkpoints import exported_programs
 
             return exported_programs.open_exported_program(source, archive)
         return open_zip(source, archive, naming=naming)

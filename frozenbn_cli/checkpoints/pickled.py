@@ -41,7 +41,7 @@ def open_zip(source: ByteSource, archive: ZipArchive, *, naming: Naming) -> Chec
     """
     names = {name.partition("/")[2] for name in archive.records}
     if "constants.pkl" in names and "bytecode.pkl" not in names:
-        from frozenbn_cli.checkpoints import torchscript  # noqa: PLC0415  # Reads code: 15 ms.
+        from frozenbn_cli.checkpoints import torchscript
 
         return torchscript.open_torchscript(source, archive)
     if other := _other_kind(archive, names):

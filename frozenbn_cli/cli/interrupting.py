@@ -31,7 +31,7 @@ def was_interrupted() -> bool:
 
 def end_interrupted() -> int:
     """Say that it was interrupted, and return the exit code."""
-    from frozenbn_cli.errors import INTERRUPTED  # noqa: PLC0415  # Signals are watched first.
+    from frozenbn_cli.errors import INTERRUPTED  # Signals are watched first.
 
     sys.stderr.write("frozenbn: interrupted; nothing unfinished was left behind\n")
     return INTERRUPTED

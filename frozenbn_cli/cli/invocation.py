@@ -31,7 +31,7 @@ class Invocation:
 
     def __call__(self) -> Provenance:
         """Return it with the versions that are installed here."""
-        from frozenbn_cli.reports.provenance import Provenance  # noqa: PLC0415  # Few ask.
+        from frozenbn_cli.reports.provenance import Provenance
 
         return Provenance.here(self.arguments, self.date)
 

@@ -57,7 +57,7 @@ class Sink:
         self.console = make_console(sys.stdout)
         self._report: ReportFile | None = None
         if report is not None:
-            from frozenbn_cli.reports.report_file import ReportFile  # noqa: PLC0415  # Costs 10 ms.
+            from frozenbn_cli.reports.report_file import ReportFile
 
             self._report = ReportFile(report, replace=force)
             self._report.check(others)
@@ -90,8 +90,8 @@ class Sink:
 
     def _show_sections(self, sections: Sequence[Section], *, all_layers: bool) -> None:
         """Print sections for people, at once; several at a glance first, and many only so."""
-        from frozenbn_cli.reports.overview import overview_report  # noqa: PLC0415  # As above.
-        from frozenbn_cli.reports.terminal import section_report  # noqa: PLC0415  # As above.
+        from frozenbn_cli.reports.overview import overview_report
+        from frozenbn_cli.reports.terminal import section_report
 
         is_folded = len(sections) > _MOST_SECTIONS and not all_layers
         if len(sections) > 1:
@@ -144,7 +144,7 @@ class Sink:
         sections: Sequence[Section],
     ) -> int:
         if self._report is not None:
-            from frozenbn_cli.reports.description import Page  # noqa: PLC0415  # As above.
+            from frozenbn_cli.reports.description import Page
 
             try:
                 page = Page(command, self._provenance(), tuple(sections))
@@ -158,7 +158,7 @@ class Sink:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print a document for programs."""
-    from frozenbn_cli.reports.documents import to_json  # noqa: PLC0415  # Knows all results.
+    from frozenbn_cli.reports.documents import to_json
 
     sys.stdout.write(to_json(document) + "\n")
 

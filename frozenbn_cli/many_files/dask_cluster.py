@@ -31,7 +31,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         UsageError: Nobody answers at the address.
     """
     try:
-        from distributed import Client  # noqa: PLC0415  # Takes long, and is seldom wanted.
+        from distributed import Client
     except ImportError as error:
         raise DependencyError(
             "a Dask cluster needs the package distributed, which is not installed",

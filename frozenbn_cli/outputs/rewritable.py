@@ -46,16 +46,16 @@ def rewritable(checkpoint: Checkpoint, part: StateDict) -> Rewritable | None:
 
 
 def _of_script(script: ScriptArchive) -> Rewritable:
-    from frozenbn_cli.checkpoints.torchscript import record_path  # noqa: PLC0415  # Of one kind.
-    from frozenbn_cli.torchscript.rewriting import rewrite  # noqa: PLC0415  # As above.
+    from frozenbn_cli.checkpoints.torchscript import record_path
+    from frozenbn_cli.torchscript.rewriting import rewrite
 
     return Rewritable(script.archive, record_path(script.root), partial(rewrite, script))
 
 
 def _of_program(program: ProgramArchive, part: StateDict) -> Rewritable:
-    from frozenbn_cli.checkpoints import exported_programs as known  # noqa: PLC0415  # As above.
-    from frozenbn_cli.exported.comparing import other_change  # noqa: PLC0415  # As above.
-    from frozenbn_cli.exported.rewriting import rewrite_program  # noqa: PLC0415  # As above.
+    from frozenbn_cli.checkpoints import exported_programs as known
+    from frozenbn_cli.exported.comparing import other_change
+    from frozenbn_cli.exported.rewriting import rewrite_program
 
     model = known.model_of(program, part)
 

@@ -101,7 +101,7 @@ class ProgressBar:
                 self._update(self._bar, is_new=is_new)
 
     def _appear(self) -> None:
-        from rich import progress  # noqa: PLC0415  # Most runs are over before.
+        from rich import progress
 
         with self._lock:
             if self._timer is None:

@@ -169,7 +169,7 @@ class DataArguments:
     @property
     def images(self) -> ImageOptions:
         """What is made of images."""
-        from frozenbn_cli.calibration.terms import ImageOptions  # noqa: PLC0415  # Of one command.
+        from frozenbn_cli.calibration.terms import ImageOptions
 
         return ImageOptions(
             size=parse_image_size(self.image_size),
