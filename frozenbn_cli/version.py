@@ -1,4 +1,7 @@
-"""The versions of this package and of PyTorch, where nothing has to be imported to read them."""
+"""The versions of this package and of PyTorch, which is not imported to read its own."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 __all__ = ["__version__", "torch_version"]
 
@@ -7,7 +10,13 @@ __version__ = "0.1.0"
 
 def torch_version() -> str:
     """Return the version of the PyTorch that is installed; empty if none is."""
-    from importlib import metadata  # Takes 20 ms, and few need it.
+    spec = find_spec("torch")
+    if spec is None:
+        return ""
+    for folder in spec.submodule_search_locations or ():  # So pip leaves it beside a package.
+        for info in Path(folder).parent.glob("torch-*.dist-info"):
+            return info.name.removeprefix("torch-").removesuffix(".dist-info")
+    from importlib import metadata  # Takes 20 ms.
 
     try:
         return metadata.version("torch")

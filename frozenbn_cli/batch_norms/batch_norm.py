@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from frozenbn_cli.architectures import RecognisedLayer, recognise
 from frozenbn_cli.batch_norms.dimensions import Surroundings
 from frozenbn_cli.checkpoints import LayerFacts, StateDict, StoredTensor, names_statistics
+
+if TYPE_CHECKING:
+    from frozenbn_cli.architectures import RecognisedLayer
 
 __all__ = [
     "DEFAULT_EPS",
@@ -158,6 +160,8 @@ def find_batch_norms(
     channels_of = {name: _channels(tensors, facts_of[name]) for name, tensors in groups.items()}
     known: Mapping[str, RecognisedLayer] = {}
     if may_recognise and not all(facts_of[name].states_eps for name in groups.keys() - frozen):
+        from frozenbn_cli.architectures import recognise  # Few files leave it open.
+
         known = recognise({name: channels_of[name] for name in groups if _has_mean(groups[name])})
     surroundings = Surroundings({name: entry.shape for name, entry in entries.items()}, channels_of)
     layers = []

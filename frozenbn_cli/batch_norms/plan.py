@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from frozenbn_cli.architectures import Match
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
 from frozenbn_cli.batch_norms.findings import STRUCTURAL, Finding, eps_matters_together, examine
 from frozenbn_cli.batch_norms.left_alone import reason_left
@@ -14,6 +13,9 @@ from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.checkpoints import StateDict
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.selection import Selection, checked_dims
+
+if TYPE_CHECKING:
+    from frozenbn_cli.architectures import Match
 
 __all__ = ["Edit", "LayerPlan", "Plan", "check_eps_is_wanted", "make_plan", "plan_state_dict"]
 

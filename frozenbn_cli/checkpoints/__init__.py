@@ -1,4 +1,7 @@
-"""Model files, opened by what they contain and not by what they are called."""
+"""Model files, opened by what they contain and not by what they are called.
+
+What opens a kind of file is a module of its own, imported where one of that kind is there.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ from frozenbn_cli.checkpoints.checkpoint import (
 )
 from frozenbn_cli.checkpoints.likeness import DCP_COMMAND, likeness, unpacking
 from frozenbn_cli.checkpoints.names import Naming
-from frozenbn_cli.checkpoints.pickled import open_bare, open_legacy, open_zip
-from frozenbn_cli.checkpoints.safetensors import open_safetensors
 from frozenbn_cli.checkpoints.shards import model_in, open_sharded
 from frozenbn_cli.checkpoints.tensors import StoredTensor
-from frozenbn_cli.containers.legacy_stream import has_legacy_magic
-from frozenbn_cli.containers.safetensors_file import looks_like_safetensors
+from frozenbn_cli.containers.signatures import (
+    has_legacy_magic,
+    is_zip,
+    looks_like_pickle,
+    looks_like_safetensors,
+)
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import InputError, UnsupportedFileError, UsageError, located
@@ -103,19 +108,26 @@ def _open(source: ByteSource, naming: Naming) -> Checkpoint:
 
 def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
-    if head.startswith(b"PK\3\4"):
+    if is_zip(head):
         archive = ZipArchive(source)
         if is_program_archive(archive):
-            from frozenbn_cli.checkpoints import exported_programs
+            from frozenbn_cli.checkpoints.exported_programs import open_exported_program
 
-            return exported_programs.open_exported_program(source, archive)
+            return open_exported_program(source, archive)
+        from frozenbn_cli.checkpoints.pickled import open_zip
+
         return open_zip(source, archive, naming=naming)
     if has_legacy_magic(head):
+        from frozenbn_cli.checkpoints.pickled import open_legacy
+
         return open_legacy(source, naming=naming)
     if looks_like_safetensors(head, source.size_bytes):
+        from frozenbn_cli.checkpoints.safetensors import open_safetensors
+
         return open_safetensors(source, naming=naming)
-    # Behind safetensors, whose length may begin with the same bytes.
-    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+    if looks_like_pickle(head):
+        from frozenbn_cli.checkpoints.pickled import open_bare
+
         return open_bare(source, naming=naming)
     raise UnsupportedFileError(
         expected="a file that PyTorch or safetensors wrote",

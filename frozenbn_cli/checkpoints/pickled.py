@@ -13,6 +13,7 @@ from frozenbn_cli.checkpoints.names import Naming
 from frozenbn_cli.checkpoints.pickled_tensors import TensorFinder, storage_element_sizes
 from frozenbn_cli.checkpoints.state_dicts import find_state_dicts
 from frozenbn_cli.containers.legacy_stream import LegacyStream
+from frozenbn_cli.containers.signatures import is_zip
 from frozenbn_cli.containers.source import ByteSource, Extent, FileExtent, stream
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
@@ -113,7 +114,7 @@ def read_stored(source: ByteSource) -> StoredPickle:
         DamagedFileError: The file contradicts itself; says where.
         UnsupportedFileError: `torch.save` did not write it.
     """
-    if source.read(0, min(4, source.size_bytes)) == b"PK\3\4":
+    if is_zip(source.read(0, min(4, source.size_bytes))):
         archive = ZipArchive(source)
         root = _root(archive)
         return StoredPickle(*_zip_pickle(archive, root), archive, root)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frozenbn_cli.checkpoints.pickled import read_value
-from frozenbn_cli.checkpoints.pickled_tensors import is_tensor
 from frozenbn_cli.checkpoints.tensors import DTYPES, StoredTensor
 from frozenbn_cli.containers.source import Extent
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
@@ -93,6 +91,9 @@ def _numbers(values: list[Any]) -> tuple[int, ...]:
 
 
 def _from_nested(archive: ProgramArchive, model: str, part: Part) -> ProgramTensors:
+    from frozenbn_cli.checkpoints.pickled import read_value
+    from frozenbn_cli.checkpoints.pickled_tensors import is_tensor
+
     nested = archive.nested(model, part)
     if nested is None:
         return ProgramTensors({}, {})

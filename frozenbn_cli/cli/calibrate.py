@@ -31,7 +31,7 @@ def run(
         result = calibration.calibrate_file(path, output, options=how, progress=progress)
     return sink.deliver(
         "calibrate",
-        calibration_document(result),
+        lambda: calibration_document(result),
         lambda: [describe_calibration(result)],
         all_layers=all_layers,
     )

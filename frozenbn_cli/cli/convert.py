@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
-from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.many_files.model_files import names_several
-from frozenbn_cli.reports.documents import conversion_document, error_fields
+
+if TYPE_CHECKING:
+    from frozenbn_cli.reports.description import Section
 
 __all__ = ["check_alone", "run"]
 
@@ -49,16 +51,10 @@ def run(
     """
 
     def deliver(result: ConversionResult, error: RefusedError | None = None) -> int:
-        failure = {"error": error_fields(error)} if error else {}
         return sink.deliver(
             "convert",
-            conversion_document(result) | failure,
-            # Where nothing is shown, it need not be imported.
-            lambda: [
-                import_quietly("frozenbn_cli.reports.conversions").describe_conversion(
-                    result, error
-                )
-            ],
+            lambda: _document(result, error),
+            lambda: [_section(result, error)],
             all_layers=all_layers,
         )
 
@@ -70,3 +66,15 @@ def run(
             raise
         return max(deliver(error.result, error), complain(error))
     return deliver(result)
+
+
+def _document(result: ConversionResult, error: RefusedError | None) -> dict[str, Any]:
+    from frozenbn_cli.reports.documents import conversion_document, error_fields
+
+    return conversion_document(result) | ({"error": error_fields(error)} if error else {})
+
+
+def _section(result: ConversionResult, error: RefusedError | None) -> Section:
+    from frozenbn_cli.reports.conversions import describe_conversion
+
+    return describe_conversion(result, error)

@@ -88,7 +88,7 @@ def run(
     )
     failed = sink.deliver(
         "convert",
-        batch_document(results, total=view.total, seconds=seconds),
+        lambda: batch_document(results, total=view.total, seconds=seconds),
         lambda: list(map(describe_file, results)),
     )
     return max(failed, exit_code_of(results, view.total))

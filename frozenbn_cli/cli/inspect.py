@@ -51,7 +51,7 @@ def run(
             count(1)
     failed = sink.deliver(
         "inspect",
-        inspection_document(found),
+        lambda: inspection_document(found),
         lambda: [describe_inspection(item) for item in found],
         all_layers=all_layers,
     )

@@ -7,11 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import RenderableType
-from rich.text import Text
 
 from frozenbn_cli.containers.atomic_output import sweep
 from frozenbn_cli.containers.temporary_folder import sweep_temporary
@@ -19,6 +17,8 @@ from frozenbn_cli.errors import FrozenBNError, OutputError
 from frozenbn_cli.reports.console import ProgressBar, make_console, print_report, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from frozenbn_cli.reports.description import Command, Section
     from frozenbn_cli.reports.provenance import Provenance
     from frozenbn_cli.reports.report_file import ReportFile
@@ -54,13 +54,17 @@ class Sink:
         self._provenance = provenance
         self.as_json = as_json
         self.quiet = quiet
-        self.console = make_console(sys.stdout)
         self._report: ReportFile | None = None
         if report is not None:
             from frozenbn_cli.reports.report_file import ReportFile
 
             self._report = ReportFile(report, replace=force)
             self._report.check(others)
+
+    @cached_property
+    def console(self) -> Console:
+        """What reports are printed on."""
+        return make_console(sys.stdout)
 
     @property
     def for_people(self) -> bool:
@@ -101,13 +105,13 @@ class Sink:
             if not section.files[0].facts:  # It could not be read, as was told by now.
                 continue
             if len(sections) > 1:
-                self.show(Text())
+                self.show("")
             self.show(section_report(section, self.console, all_layers=all_layers))
 
     def deliver(
         self,
         command: Command,
-        document: dict[str, Any],
+        document: Callable[[], dict[str, Any]],
         sections: Callable[[], Sequence[Section]],
         *,
         all_layers: bool | None = None,
@@ -116,8 +120,8 @@ class Sink:
 
         Args:
             command: Whose result it is.
-            document: For programs.
-            sections: The same, for people; made only if somebody sees them.
+            document: For programs; made only if one gets it, as all that follows.
+            sections: The same, for people.
             all_layers: Whether to show every layer; None where the sections are for reports alone.
 
         Returns:
@@ -125,16 +129,15 @@ class Sink:
         """
         is_shown = self.for_people and all_layers is not None
         described = sections() if is_shown or self.has_report else ()
-        if self.is_kept:
-            document = {**document, "run": self._provenance().document()}
-        failed = self._write_report(command, document, described)
+        kept = {**document(), "run": self._provenance().document()} if self.is_kept else {}
+        failed = self._write_report(command, kept, described)
         if self.as_json:
             with reader_may_leave():
-                print_json(document)
+                print_json(kept)
         if is_shown:
             self._show_sections(described, all_layers=bool(all_layers))
         if self._report and not failed:
-            self.show(Text(f"\n{self._report.announcement}"))
+            self.show(f"\n{self._report.announcement}")
         return failed
 
     def _write_report(

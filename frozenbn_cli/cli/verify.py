@@ -31,7 +31,7 @@ def run(
         result = verify_files(original, converted, options=how, progress=progress)
     failed = sink.deliver(
         "verify",
-        verification_document(result),
+        lambda: verification_document(result),
         lambda: [describe_verification(result)],
         all_layers=all_layers,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -111,7 +110,7 @@ class AtomicOutput:
         self._replace = replace
         self._make_folder = make_folder
         # At most 40 characters are at most 160 bytes, of the 255 that a name may have.
-        unique = f"{_mark.get()}{secrets.token_hex(4)}"
+        unique = f"{_mark.get()}{os.urandom(4).hex()}"
         self.path = target.parent / f".{target.name[:40]}.{unique}.partial"
         self.file: BinaryIO
 

@@ -11,22 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
+from frozenbn_cli.containers.signatures import LEGACY_MAGIC
 from frozenbn_cli.containers.source import Extent, stream, within
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 from frozenbn_cli.pickles.reader import Pickle, read_pickle
 from frozenbn_cli.pickles.values import describe
 
-__all__ = ["LEGACY_MAGIC", "LEGACY_PROTOCOL", "LegacyStream", "has_legacy_magic"]
+__all__ = ["LEGACY_PROTOCOL", "LegacyStream"]
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# PROTO n, LONG1 of 10 bytes: how the magic number is pickled in every protocol from 2 on.
-_MAGIC_PICKLE = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little") + b"."
-
-
-def has_legacy_magic(head: bytes) -> bool:
-    """Return whether a file that begins with ``head`` is a legacy stream."""
-    return head[:1] == b"\x80" and _MAGIC_PICKLE in head[:32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from frozenbn_cli.containers.signatures import LENGTH, MAX_HEADER_BYTES
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 
@@ -21,12 +21,9 @@ __all__ = [
     "SafetensorsEntry",
     "SafetensorsHeader",
     "SafetensorsWriter",
-    "looks_like_safetensors",
     "read_header",
 ]
 
-_LENGTH = struct.Struct("<Q")
-_MAX_HEADER_BYTES = 32 << 20
 _MAX_HEADER_MARKS = 2_000_000
 _METADATA = "__metadata__"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -62,15 +59,6 @@ class SafetensorsHeader:
     metadata: dict[str, str]
 
 
-def looks_like_safetensors(head: bytes, file_bytes: int) -> bool:
-    """Return whether a file that begins with ``head`` can be a safetensors file."""
-    if len(head) < 9 or head[8:9] != b"{":
-        return False
-    (length,) = _LENGTH.unpack_from(head)
-    # A cut-off download is still one; its header tells what is missing.
-    return bool(length <= max(file_bytes, _MAX_HEADER_BYTES))
-
-
 def read_header(source: ByteSource) -> SafetensorsHeader:
     """Read and check the header of a safetensors file.
 
@@ -78,24 +66,24 @@ def read_header(source: ByteSource) -> SafetensorsHeader:
         DamagedFileError: The header contradicts the format or the file's size.
         UnsupportedFileError: The header is beyond any model's.
     """
-    (length,) = _LENGTH.unpack(source.read(0, _LENGTH.size))
+    (length,) = LENGTH.unpack(source.read(0, LENGTH.size))
     with located("safetensors header"):
-        if length > source.size_bytes - _LENGTH.size:
+        if length > source.size_bytes - LENGTH.size:
             raise DamagedFileError(
                 expected=f"{length:,} bytes",
-                found=f"{source.size_bytes - _LENGTH.size:,}",
+                found=f"{source.size_bytes - LENGTH.size:,}",
                 advice="The file may be truncated; compare its size with the original's.",
             )
-        if length > _MAX_HEADER_BYTES:
+        if length > MAX_HEADER_BYTES:
             raise UnsupportedFileError(f"{length:,} bytes, which is beyond any model")
-        encoded = source.read(_LENGTH.size, length)
+        encoded = source.read(LENGTH.size, length)
         if sum(encoded.count(mark) for mark in (b"[", b"{", b",")) > _MAX_HEADER_MARKS:
             raise UnsupportedFileError("more entries than any model has")
         document = _parse_json(encoded)
         metadata = document.pop(_METADATA, {})
         if not _is_text_mapping(metadata):
             raise DamagedFileError(f"{_METADATA} maps something else than text to text")
-        data_start = _LENGTH.size + length
+        data_start = LENGTH.size + length
         entries = {name: _entry(name, fields, data_start) for name, fields in document.items()}
         # An empty tensor begins where its successor does.
         ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].size_bytes))
@@ -221,7 +209,7 @@ class SafetensorsWriter:
         if len(header) > self._length:
             raise ValueError(f"metadata needs {len(header) - self._length} bytes more than kept")
         self._file.seek(0)
-        self._file.write(_LENGTH.pack(self._length) + header.ljust(self._length))
+        self._file.write(LENGTH.pack(self._length) + header.ljust(self._length))
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
         document: dict[str, Any] = {_METADATA: dict(metadata), **self._entries}

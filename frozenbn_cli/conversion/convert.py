@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frozenbn_cli.batch_norms.record import ConversionRecord, RecordedClaim
-from frozenbn_cli.batch_norms.summaries import summaries_of
 from frozenbn_cli.checkpoints import Checkpoint, StoredTensor
 from frozenbn_cli.containers.atomic_output import AtomicOutput
 from frozenbn_cli.containers.fingerprint import fingerprint
@@ -20,10 +19,8 @@ from frozenbn_cli.conversion.planning import ConversionPlan, parts_to_convert, p
 from frozenbn_cli.conversion.recording import longest_record
 from frozenbn_cli.conversion.refusing import check_record, refuse_claims, refuse_plan
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
-from frozenbn_cli.conversion.training import plan_training
 from frozenbn_cli.conversion.writing import begun_output
 from frozenbn_cli.errors import UsageError, located
-from frozenbn_cli.foreign_code import apart
 from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.target import name_of_model
 from frozenbn_cli.live_models.unused_options import NOTHING_IS_RUN, check_used
@@ -42,6 +39,8 @@ from frozenbn_cli.verification.tolerance import Tolerance
 from frozenbn_cli.wording import date_text
 
 if TYPE_CHECKING:
+    from frozenbn_cli.batch_norms.plan import Plan
+    from frozenbn_cli.batch_norms.summaries import Summary
     from frozenbn_cli.conversion.making import Made
 
 __all__ = ["ConversionResult", "ConvertOptions", "convert_file"]
@@ -110,13 +109,29 @@ def _planned(
         _prepare(checkpoint, to)  # Beside the plan too, since it takes seconds.
     plan = plan_conversion(checkpoint, parts, options, to=to)
     if to == "checkpoint":
+        from frozenbn_cli.conversion.training import plan_training
+
         return replace(plan, edited=plan_training(checkpoint, plan.models, plan.options))
     return plan
 
 
 def _prepare(checkpoint: Checkpoint, to: OutputFormat) -> None:
     """Start the process that runs code of the file."""
+    from frozenbn_cli.foreign_code import apart
+
     apart.prepare(for_programs="pt2" in (to, own_format(checkpoint)))
+
+
+def _is_prepared() -> bool:
+    from frozenbn_cli.foreign_code import apart
+
+    return apart.is_prepared()
+
+
+def _summaries(plan: Plan) -> dict[str, Summary]:
+    from frozenbn_cli.batch_norms.summaries import summaries_of
+
+    return summaries_of(plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +188,7 @@ class _Conversion:
             is_taken=self.output.is_taken,
             builder=getattr(options.model, "python", ("", "")),
             model="" if own_format(checkpoint) else name_of_model(options.model),
-            summaries=summaries_of(main.plan) if options.summarize else {},
+            summaries=_summaries(main.plan) if options.summarize else {},
             seconds=self.stages.seconds,
         )
 
@@ -240,7 +255,7 @@ class _Conversion:
             ):
                 writer.write_tensors(begin("writing", total))
             syncing = pool.submit(output.sync)
-            if plan.options.verify and not (plan.rewriting and apart.is_prepared()):
+            if plan.options.verify and not (plan.rewriting and _is_prepared()):
                 with stages.timed("verify"):  # Any earlier, importing torch slows writing.
                     import_torch_for("frozenbn_cli.verification.layer_runs")
             with stages.timed("write"):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.batch_norms.plan import Plan, check_eps_is_wanted, plan_state_dict
-from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor
 from frozenbn_cli.containers.rewriting import Rewriting
 from frozenbn_cli.conversion.terms import ConvertOptions
-from frozenbn_cli.conversion.training import models_to_freeze
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.resolving import fitted_to
 from frozenbn_cli.live_models.target import no_model_wanted
 from frozenbn_cli.outputs import OutputFormat, own_format
 from frozenbn_cli.outputs.rewritable import Rewritable, rewritable
 from frozenbn_cli.stages import import_torch_for
-from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
+
+if TYPE_CHECKING:
+    from frozenbn_cli.batch_norms.target_eps import Retargeting
+    from frozenbn_cli.training.edited import EditedCheckpoint
 
 __all__ = ["ConversionPlan", "parts_to_convert", "plan_conversion"]
 
@@ -77,15 +79,16 @@ class ConversionPlan:
 def parts_to_convert(
     checkpoint: Checkpoint, key: str | None, to: OutputFormat
 ) -> tuple[StateDict, ...]:
-    """Return the state dicts that are meant: several in a training checkpoint, else one.
+    """Return the state dicts that are meant: all with BatchNorm in a training checkpoint, else one.
 
     Args:
         checkpoint: The input.
         key: The one that is meant; None for what the file itself makes plain.
         to: The format of the output.
     """
-    if to == "checkpoint":
-        return models_to_freeze(checkpoint, key)
+    if to == "checkpoint" and key is None:
+        several = tuple(part for part in checkpoint.state_dicts if part.has_batch_norm)
+        return several or (checkpoint.state_dict(None),)
     return (checkpoint.state_dict(key),)
 
 
@@ -188,4 +191,6 @@ def _retargeted(plan: Plan, target: float, to: OutputFormat) -> tuple[Plan, Reta
             expected="an output whose layers are loaded into a model",
             found=f"{to}, whose code holds the eps of each layer",
         )
+    from frozenbn_cli.batch_norms.target_eps import retargeted
+
     return retargeted(plan, target)

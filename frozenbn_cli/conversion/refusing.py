@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.record import ConversionRecord
-from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
@@ -18,6 +18,9 @@ from frozenbn_cli.errors import (
     VerificationError,
 )
 from frozenbn_cli.selection import checked_dims, kinds_of
+
+if TYPE_CHECKING:
+    from frozenbn_cli.batch_norms.target_eps import Retargeting
 
 __all__ = ["check_record", "refuse_claims", "refuse_plan"]
 

@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from frozenbn_cli.batch_norms.plan import Plan
-from frozenbn_cli.batch_norms.summaries import Summary
-from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection, checked_dims
-from frozenbn_cli.training.reconciling import Reconciled
 from frozenbn_cli.verification.claims import Claim, ClaimName, check_required
+
+if TYPE_CHECKING:
+    from frozenbn_cli.batch_norms.summaries import Summary
+    from frozenbn_cli.batch_norms.target_eps import Retargeting
+    from frozenbn_cli.training.reconciling import Reconciled
 
 __all__ = ["ConversionResult", "ConvertOptions"]
 

@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.conversion.terms import ConvertOptions
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.stages import import_torch_for
 from frozenbn_cli.training.edited import (
     EditedCheckpoint,
-    FrozenModel,
     edited_checkpoint,
     read_checkpoint,
 )
 from frozenbn_cli.wording import listed
 
-__all__ = ["models_to_freeze", "plan_training"]
-
-
-def models_to_freeze(checkpoint: Checkpoint, key: str | None) -> tuple[StateDict, ...]:
-    """Return the state dicts of a checkpoint whose layers are to be frozen.
-
-    Args:
-        checkpoint: The file.
-        key: The one that is meant; None for all with BatchNorm.
-    """
-    several = tuple(part for part in checkpoint.state_dicts if part.has_batch_norm)
-    return several if key is None and several else (checkpoint.state_dict(key),)
+__all__ = ["plan_training"]
 
 
 def plan_training(

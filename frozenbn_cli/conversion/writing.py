@@ -15,11 +15,8 @@ from frozenbn_cli.containers.temporary_folder import temporary_folder
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.conversion.planning import ConversionPlan
 from frozenbn_cli.outputs import OutputFormat
-from frozenbn_cli.outputs.checkpoint import CheckpointOutput
 from frozenbn_cli.outputs.output import Output
 from frozenbn_cli.outputs.rewritten import RewrittenOutput
-from frozenbn_cli.outputs.safetensors import SafetensorsOutput
-from frozenbn_cli.outputs.torch import TorchOutput
 from frozenbn_cli.stages import import_torch_for
 
 if TYPE_CHECKING:
@@ -28,10 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["begun_output"]
 
 _ROOM_BYTES = 16 << 20  # For the code of an archive, beside its tensors.
-_OF_TENSORS: Mapping[OutputFormat, Callable[..., Output]] = {
-    "safetensors": SafetensorsOutput,
-    "torch": TorchOutput,
-}
 _MAKERS: Mapping[OutputFormat, str] = {
     "torchscript": "frozenbn_cli.conversion.scripting",
     "pt2": "frozenbn_cli.conversion.exporting",
@@ -59,6 +52,8 @@ def begun_output(
         The output, and what came of making an archive for it, where that took a live model.
     """
     if plan.edited:
+        from frozenbn_cli.outputs.checkpoint import CheckpointOutput
+
         yield CheckpointOutput(file, plan.edited, longest), None
     elif plan.rewriting and (own := plan.archive):
         yield RewrittenOutput(file, own.archive, plan.rewriting, own.record_path), None
@@ -77,9 +72,19 @@ def begun_output(
             for name, version in plan.part.versions.items()
             if name not in longest.layers
         }
-        metadata = plan.checkpoint.metadata
-        begin = _OF_TENSORS[plan.to]
+        begin, metadata = _beginner(plan.to), plan.checkpoint.metadata
         yield begin(file, kept, metadata=metadata, longest_record=longest, versions=versions), None
+
+
+def _beginner(to: OutputFormat) -> Callable[..., Output]:
+    """Return what begins an output that holds tensors alone."""
+    if to == "safetensors":
+        from frozenbn_cli.outputs.safetensors import SafetensorsOutput
+
+        return SafetensorsOutput
+    from frozenbn_cli.outputs.torch import TorchOutput
+
+    return TorchOutput
 
 
 @contextmanager

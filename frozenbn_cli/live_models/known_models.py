@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from frozenbn_cli.architectures import Match, recognise
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.target import AUTO
 
 if TYPE_CHECKING:  # The command line need not wait for what opens files.
+    from frozenbn_cli.architectures import Match
     from frozenbn_cli.checkpoints import StateDict
 
 __all__ = [
@@ -68,6 +68,8 @@ def architecture_of(part: StateDict) -> Match | None:
 
     A prefix counts only where all entries have it.
     """
+    from frozenbn_cli.architectures import recognise
+
     channels = {
         name.rpartition(".")[0]: tensor.elements
         for name, tensor in part.entries.items()

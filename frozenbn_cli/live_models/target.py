@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -16,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from frozenbn_cli.architectures.index import Index
 from frozenbn_cli.errors import UsageError, located
 from frozenbn_cli.importing import importable
 from frozenbn_cli.wording import is_it
@@ -145,6 +143,10 @@ def _with_a_colon(target: str) -> str:
     module, _, name = target.rstrip(":").rpartition(".")
     if module and name:
         return f"Is it {module}:{name}?"
+    import difflib
+
+    from frozenbn_cli.architectures.index import Index
+
     by_name: dict[str, dict[str, None]] = {AUTO: {AUTO: None}}
     for one in Index.installed().architectures:
         by_name.setdefault(one.name, {})[f"{one.library}:{one.name}"] = None

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from frozenbn_cli.batch_norms.record import METADATA_KEY, ConversionRecord
 from frozenbn_cli.checkpoints.pickled_tensors import storage_element_sizes
-from frozenbn_cli.containers.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL, LegacyStream
+from frozenbn_cli.containers.legacy_stream import LEGACY_PROTOCOL, LegacyStream
+from frozenbn_cli.containers.signatures import LEGACY_MAGIC
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.errors import located

@@ -6,11 +6,10 @@ import threading
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-
 from frozenbn_cli.wording import printable
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Where nothing is printed, Rich need not be imported.
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
 
 __all__ = ["ProgressBar", "make_console", "print_report", "printable", "suited", "symbol"]
@@ -36,6 +35,8 @@ def make_console(stream: IO[str]) -> Console:
 
     NO_COLOR and FORCE_COLOR are respected, each stream is judged on its own.
     """
+    from rich.console import Console
+
     console = Console(file=stream, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, emoji=False, markup=False, width=_UNBOUNDED)
@@ -83,12 +84,12 @@ class ProgressBar:
     """
 
     def __init__(self, stream: IO[str], *, is_wanted: bool = True) -> None:
-        self._console = make_console(stream)
         self._lock = threading.Lock()
         self._now: tuple[str, int, int] = (_BEFORE, 0, 0)
         self._bar: Progress | None = None
         self._timer: threading.Timer | None = None
-        if is_wanted and self._console.is_terminal:
+        if is_wanted and (console := make_console(stream)).is_terminal:
+            self._console = console
             self._timer = threading.Timer(_PATIENCE_SECONDS, self._appear)
             self._timer.daemon = True
 

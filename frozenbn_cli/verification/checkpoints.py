@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from frozenbn_cli.batch_norms.batch_norm import Eps
+from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.batch_norms.record import METADATA_KEY
 from frozenbn_cli.checkpoints import Checkpoint, StateDict
 from frozenbn_cli.checkpoints.pickled import StoredPickle, read_stored
@@ -26,7 +27,7 @@ from frozenbn_cli.containers.utf8_path import utf8_path
 from frozenbn_cli.outputs.patched import with_edits
 from frozenbn_cli.pickles.values import Call, Global, PersistentId, Value, items_of
 from frozenbn_cli.stages import import_torch_for
-from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
+from frozenbn_cli.training.edited import EditedCheckpoint
 from frozenbn_cli.training.editing import FROZEN_CLASSES
 from frozenbn_cli.training.optimizer_states import find_optimizers
 from frozenbn_cli.verification.claims import Claim

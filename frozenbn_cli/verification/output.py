@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm, find_batch_norms
+from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.batch_norms.target_eps import Retargeting
 from frozenbn_cli.checkpoints import Checkpoint, StateDict, StoredTensor, open_checkpoint
@@ -17,7 +18,7 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.outputs import OutputFormat
 from frozenbn_cli.outputs.rewritable import rewritable
 from frozenbn_cli.stages import begin
-from frozenbn_cli.training.edited import EditedCheckpoint, FrozenModel
+from frozenbn_cli.training.edited import EditedCheckpoint
 from frozenbn_cli.verification.checkpoints import WrittenModel, verify_checkpoint_contents
 from frozenbn_cli.verification.claims import Claim, merged
 from frozenbn_cli.verification.contents import verify_contents

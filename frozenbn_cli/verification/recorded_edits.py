@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from frozenbn_cli.batch_norms.batch_norm import BatchNorm
+from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.batch_norms.plan import Edit, LayerPlan, Plan
 from frozenbn_cli.batch_norms.record import ConversionRecord, FrozenLayers
 from frozenbn_cli.batch_norms.target_eps import Retargeting, retargeted
@@ -17,7 +18,6 @@ from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.errors import located
 from frozenbn_cli.training.edited import (
     EditedCheckpoint,
-    FrozenModel,
     patches_of,
     read_checkpoint,
 )

@@ -222,7 +222,7 @@ OPEN_ALL = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
-from frozenbn_cli.checkpoints import open_checkpoint
+from frozenbn_cli.checkpoints import open_checkpoint, pickled, safetensors
 from frozenbn_cli.errors import InputError
 
 modules, files = set(sys.modules), set(os.listdir())

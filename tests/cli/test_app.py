@@ -417,14 +417,30 @@ def test_help_and_version_load_nothing_large(arguments: list[str]) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_conversion_without_verification_loads_neither_torch_nor_pydantic(model: Path) -> None:
+def test_conversion_waits_for_the_imports_of_what_it_does_alone(model: Path) -> None:
+    program = Path(__file__).parents[1] / "exported" / "written_by" / "2.9-eval.pt2"
     code = (
-        "import sys; from frozenbn_cli import cli; assert cli.run(sys.argv[1:]) == 0;"
-        "sys.exit(bool({'torch', 'pydantic'} & sys.modules.keys()))"
+        "import sys; from frozenbn_cli import cli; assert cli.run(sys.argv[2:]) == 0;"
+        "print(*sys.modules.keys() & set(sys.argv[1].split()), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, "convert", str(model), "--no-verify"]
+    of_programs = "frozenbn_cli.exported.comparing"
+    others = (
+        "torch pydantic rich importlib.metadata frozenbn_cli.training frozenbn_cli.inspection "
+        "frozenbn_cli.foreign_code frozenbn_cli.many_files.batch"
+    )
+    of_pickles = "frozenbn_cli.checkpoints.pickled frozenbn_cli.architectures"
 
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    for path, unwanted in ((model, of_programs), (program, of_pickles)):
+        output = model.with_name("out.pt2" if path == program else "out.safetensors")
+        command = ["convert", str(path), "--no-verify", "--quiet", "-o", str(output)]
+        run = subprocess.run(
+            [sys.executable, "-c", code, f"{others} {unwanted}", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert (run.returncode, run.stderr) == (0, "\n")
 
 
 def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

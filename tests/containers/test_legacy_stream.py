@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frozenbn_cli.containers.legacy_stream import has_legacy_magic
+from frozenbn_cli.containers.signatures import has_legacy_magic
 from frozenbn_cli.pickles.reader import read_pickle
 from frozenbn_cli.pickles.values import Value
 from frozenbn_cli.pickles.writer import write_pickle

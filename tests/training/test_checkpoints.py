@@ -21,7 +21,7 @@ from frozenbn_cli import (
     verify_files,
 )
 from frozenbn_cli.checkpoints import open_checkpoint
-from frozenbn_cli.conversion import convert as converting
+from frozenbn_cli.conversion import training as converting
 from frozenbn_cli.errors import (
     NothingToFreezeError,
     UnsupportedFileError,
