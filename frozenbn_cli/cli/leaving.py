@@ -1,4 +1,4 @@
-"""Ends the process without tearing down PyTorch first, which takes longer than many commands."""
+"""Ends the process without tearing down all that was imported, which takes seconds with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["leave"]
 def leave(code: int) -> NoReturn:
     """End the process with an exit code, after all that was to be done at its end.
 
-    Where PyTorch was imported and nothing goes on beside, its memory is left to the operating
-    system. Whoever interrupts does not wait for what goes on either.
+    Where nothing goes on beside, memory is left to the operating system: what was imported takes
+    15 ms to tear down, and seconds with PyTorch. Whoever interrupts waits for nothing.
     """
-    if "torch" not in sys.modules or _has_processes() or (_has_threads() and code != INTERRUPTED):
+    if _has_processes() or (_has_threads() and code != INTERRUPTED):
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 LEAVES = """
-import atexit, sys, threading, time
-{imports}
+import atexit, threading, time
 from frozenbn_cli.cli.leaving import leave
 
 atexit.register(print, "at the end")
@@ -23,10 +22,8 @@ SOON = BESIDE.format(0.3)
 LATE = BESIDE.format(60)
 
 
-def left(
-    code: int, *, imports: str = "sys.modules['torch'] = sys", beside: str = ""
-) -> tuple[int, str]:
-    script = LEAVES.format(imports=imports, beside=beside, code=code)
+def left(code: int, *, beside: str = "") -> tuple[int, str]:
+    script = LEAVES.format(beside=beside, code=code)
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -47,9 +44,3 @@ def test_waits_for_what_goes_on_beside() -> None:
 
 def test_whoever_interrupts_does_not_wait() -> None:
     assert left(130, beside=LATE) == (130, "said at the end\n")
-
-
-def test_leaves_as_python_does_where_pytorch_was_not_imported() -> None:
-    code, said = left(130, imports="", beside=SOON)
-
-    assert (code, said) == (130, "said went on\nat the end\n")
