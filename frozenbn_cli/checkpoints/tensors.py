@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from frozenbn_cli.checkpoints.strided import gather
-from frozenbn_cli.containers.source import Extent, chunks
+from frozenbn_cli.containers.source import Extent, chunks, views
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError
 from frozenbn_cli.pickles.values import Value, describe
 
@@ -202,10 +202,28 @@ class StoredTensor:
         Raises:
             UnsupportedFileError: The elements lie scattered beyond reason.
         """
+        if self._lies_as_it_is:
+            yield from chunks(self.storage, self.offset * self.dtype.item_bytes, self.size_bytes)
+        else:
+            yield from self._gathered()
+
+    def views(self) -> Iterator[bytes | memoryview]:
+        """Yield the same, each piece for as long as the next is not asked for.
+
+        Raises:
+            UnsupportedFileError: The elements lie scattered beyond reason.
+        """
+        if self._lies_as_it_is:
+            yield from views(self.storage, self.offset * self.dtype.item_bytes, self.size_bytes)
+        else:
+            yield from self._gathered()
+
+    @property
+    def _lies_as_it_is(self) -> bool:
+        return self.is_contiguous and not (self.conjugate and self.elements)
+
+    def _gathered(self) -> Iterator[bytes]:
         item_bytes = self.dtype.item_bytes
-        if self.is_contiguous and not (self.conjugate and self.elements):
-            yield from chunks(self.storage, self.offset * item_bytes, self.size_bytes)
-            return
         for part in gather(self.storage, self.offset, self.shape, self.strides, item_bytes):
             yield _conjugated(part, self.dtype) if self.conjugate else bytes(part)
 

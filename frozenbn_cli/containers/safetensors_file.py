@@ -199,7 +199,7 @@ class SafetensorsWriter:
         self._length = length + -length % 8
         self.finish({})
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes of the tensors, which follow each other in the order of the entries."""
         self._file.write(chunk)
 

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -22,6 +23,7 @@ __all__ = [
     "SourceWindow",
     "chunks",
     "stream",
+    "views",
     "within",
 ]
 
@@ -65,6 +67,31 @@ class ByteSource:
             DamagedFileError: The file ends before.
             InputError: The operating system cannot read the file.
         """
+        self._check(start, count)
+        with _as_input_error():
+            content = self._read_at(start, count)
+            while len(content) < count:
+                content += self._more(start, len(content), count)
+        return content
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes from ``start``; memory is new in `read`, which takes time.
+
+        Raises:
+            DamagedFileError: The file ends before.
+            InputError: The operating system cannot read the file.
+        """
+        self._check(start, len(buffer))
+        done = 0
+        with _as_input_error():
+            if hasattr(os, "preadv"):
+                done = os.preadv(self._file.fileno(), [buffer], start)
+            while done < len(buffer):
+                part = self._more(start, done, len(buffer))
+                buffer[done : done + len(part)] = part
+                done += len(part)
+
+    def _check(self, start: int, count: int) -> None:
         if start < 0 or count < 0 or start + count > self.size_bytes:
             raise DamagedFileError(
                 where=(f"byte {start:,}",),
@@ -72,20 +99,22 @@ class ByteSource:
                 found=f"the end of the file at byte {self.size_bytes:,}",
                 advice="The file may be truncated; compare its size with the original's.",
             )
-        parts, missing = [], count
-        try:
-            with self._lock:
-                self._file.seek(start)
-                while missing and (part := self._file.read(missing)):
-                    parts.append(part)
-                    missing -= len(part)
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})") from error
-        if missing:
+
+    def _more(self, start: int, done: int, count: int) -> bytes:
+        """Return what follows in a run of bytes whose first are there."""
+        more = self._read_at(start + done, count - done)
+        if not more:
             raise DamagedFileError(
                 "the file became shorter while it was read", where=(f"byte {start:,}",)
             )
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return more
+
+    def _read_at(self, start: int, at_most_bytes: int) -> bytes:
+        if hasattr(os, "pread"):  # Threads that read at once need not wait for each other.
+            return os.pread(self._file.fileno(), at_most_bytes, start)
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(at_most_bytes) or b""
 
     def extent(self, start: int, size_bytes: int, crc32: int = 0) -> FileExtent:
         """Return a run of bytes, with the checksum that is stated of it."""
@@ -104,13 +133,25 @@ class ByteSource:
                 advice="Wait until whatever writes it is done.",
             )
 
-    def _state_now(self) -> tuple[int, int]:
+    def is_same_as(self, other: ByteSource) -> bool:
+        """Return whether another is of the very same file, as it was when this was opened."""
+        return self._state == other._state
+
+    def _state_now(self) -> tuple[int, int, int, int]:
         status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def _as_input_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from error
 
 
 class SourceWindow(ByteSource):
@@ -133,7 +174,15 @@ class SourceWindow(ByteSource):
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``, counted from the part's beginning."""
-        return FileExtent(self._source, self._start, self.size_bytes).read(start, count)
+        return self._whole.read(start, count)
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes from ``start``, counted from the part's beginning."""
+        self._whole.read_into(start, buffer)
+
+    @property
+    def _whole(self) -> FileExtent:
+        return FileExtent(self._source, self._start, self.size_bytes)
 
     def extent(self, start: int, size_bytes: int, crc32: int = 0) -> FileExtent:
         """Return a run of bytes where it lies in the whole file."""
@@ -180,13 +229,21 @@ class FileExtent:
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes from ``start``, counted from the run's beginning."""
+        self._check(start, count)
+        return self.source.read(self.start + start, count)
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes from ``start``, counted from the run's beginning."""
+        self._check(start, len(buffer))
+        self.source.read_into(self.start + start, buffer)
+
+    def _check(self, start: int, count: int) -> None:
         if start < 0 or start + count > self.size_bytes:
             raise DamagedFileError(
                 where=(f"byte {self.start + start:,}",),
                 expected=f"{count:,} bytes",
                 found=f"{max(self.size_bytes - start, 0):,}",
             )
-        return self.source.read(self.start + start, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,6 +291,25 @@ def chunks(extent: Extent, start: int = 0, count: int | None = None) -> Iterator
     end = extent.size_bytes if count is None else start + count
     for position in range(start, end, CHUNK_BYTES):
         yield extent.read(position, min(CHUNK_BYTES, end - position))
+
+
+def views(
+    extent: Extent, start: int = 0, count: int | None = None, *, piece_bytes: int | None = None
+) -> Iterator[memoryview]:
+    """Yield the same, or in pieces of ``piece_bytes``, each until the next is asked for.
+
+    Those of a file lie in one buffer, since memory that is new takes as long as reading into it.
+    """
+    if not isinstance(extent, FileExtent):
+        yield from (memoryview(chunk) for chunk in chunks(extent, start, count))
+        return
+    end = extent.size_bytes if count is None else start + count
+    piece_bytes = piece_bytes or CHUNK_BYTES
+    buffer = memoryview(bytearray(min(piece_bytes, max(end - start, 0))))
+    for position in range(start, end, piece_bytes):
+        piece = buffer[: end - position]
+        extent.read_into(position, piece)
+        yield piece
 
 
 def stream(extent: Extent, start: int = 0) -> BinaryIO:

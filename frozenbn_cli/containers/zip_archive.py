@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from zlib_ng.zlib_ng import crc32
 
-from frozenbn_cli.containers.source import CHUNK_BYTES, ByteSource, Extent, FileExtent, chunks
+from frozenbn_cli.containers.source import (
+    CHUNK_BYTES,
+    ByteSource,
+    Extent,
+    FileExtent,
+    chunks,
+    views,
+)
 from frozenbn_cli.errors import DamagedFileError, UnsupportedFileError, located
 
 __all__ = [
@@ -152,7 +159,7 @@ class ZipArchive:
         if not record.crc32 and record.method == _STORED:
             return
         found = 0
-        for chunk in chunks(extent):
+        for chunk in views(extent):
             found = crc32(chunk, found)
         with located(f"record {name}"):
             check_crc32(record.crc32, found)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from zlib_ng.zlib_ng import crc32
 
-from frozenbn_cli.containers.source import BytesExtent, Extent, chunks
+from frozenbn_cli.containers.source import BytesExtent, Extent, views
 from frozenbn_cli.containers.zip_archive import (
     END,
     END64,
@@ -23,7 +23,7 @@ from frozenbn_cli.containers.zip_archive import (
     LOCAL,
 )
 
-__all__ = ["ZipWriter", "archive_chunks"]
+__all__ = ["ZipWriter", "archive_views"]
 
 _ALIGNMENT = 64
 _LIMIT = 0xFFFFFFFF
@@ -51,7 +51,7 @@ class ZipWriter:
 
     def add(self, name: str, content: bytes) -> None:
         """Write a whole record."""
-        with self.record(name, len(content)):
+        with self.record(name, len(content), crc32=crc32(content)):
             self.write(content)
 
     @contextmanager
@@ -64,18 +64,19 @@ class ZipWriter:
             crc32: The checksum of all that follows, where somebody else sees to it that it is
                 right; 0 has it computed.
         """
-        written = _Written(name.encode(), self._file.tell(), size_bytes)
+        written = _Written(name.encode(), self._file.tell(), size_bytes, crc32)
         self._file.write(_header(written))
         self._stated_crc32, self._crc32 = crc32, 0
         yield
-        written.crc32 = crc32 or self._crc32
-        end = self._file.tell()
-        self._file.seek(written.header_start)
-        self._file.write(_header(written))
-        self._file.seek(end)
+        if not crc32:
+            written.crc32 = self._crc32
+            end = self._file.tell()
+            self._file.seek(written.header_start)
+            self._file.write(_header(written))
+            self._file.seek(end)
         self._records.append(written)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes to the record that has begun."""
         if not self._stated_crc32:
             self._crc32 = crc32(chunk, self._crc32)
@@ -102,8 +103,10 @@ class ZipWriter:
         self._file.seek(start)
 
 
-def archive_chunks(records: Mapping[str, bytes | Extent]) -> tuple[int, Iterator[bytes]]:
-    """Return the size of an archive of these records, and its bytes from the first to the last.
+def archive_views(
+    records: Mapping[str, bytes | Extent],
+) -> tuple[int, Iterator[bytes | memoryview]]:
+    """Return the size of an archive of these records, and `views` of it.
 
     So it can be a record of another archive. The checksums that extents state are taken from them.
     """
@@ -120,10 +123,10 @@ def archive_chunks(records: Mapping[str, bytes | Extent]) -> tuple[int, Iterator
         position += len(header) + extent.size_bytes
     directory = _directory(written, position)
 
-    def produce() -> Iterator[bytes]:
+    def produce() -> Iterator[bytes | memoryview]:
         for header, extent in parts:
             yield header
-            yield from chunks(extent)
+            yield from views(extent)
         yield directory
 
     return position + len(directory), produce()

@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 from frozenbn_cli.batch_norms.record import ConversionRecord
 from frozenbn_cli.containers.rewriting import Rewriting
-from frozenbn_cli.containers.source import chunks
+from frozenbn_cli.containers.source import views
 from frozenbn_cli.containers.zip_archive import ZipArchive
-from frozenbn_cli.containers.zip_writer import ZipWriter, archive_chunks
+from frozenbn_cli.containers.zip_writer import ZipWriter, archive_views
 from frozenbn_cli.errors import located
 
 __all__ = ["RewrittenOutput"]
@@ -40,10 +40,10 @@ class RewrittenOutput:
             if name in replaced:
                 self._writer.add(name, replaced.pop(name))
             elif name in nested:
-                self._copy(name, *archive_chunks(nested[name]), count)
+                self._copy(name, *archive_views(nested[name]), count)
             elif name not in self._rewriting.dropped and name != self._record_path:
                 extent = self._archive.extent(name)
-                self._copy(name, extent.size_bytes, chunks(extent), count, crc32=extent.crc32)
+                self._copy(name, extent.size_bytes, views(extent), count, crc32=extent.crc32)
         for name, added in replaced.items():
             self._writer.add(name, added)
 
@@ -55,7 +55,7 @@ class RewrittenOutput:
         self,
         name: str,
         size_bytes: int,
-        content: Iterable[bytes],
+        content: Iterable[bytes | memoryview],
         count: Callable[[int], None],
         *,
         crc32: int = 0,

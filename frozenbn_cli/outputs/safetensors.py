@@ -38,7 +38,7 @@ class SafetensorsOutput:
         """Write every tensor."""
         for name, tensor in self._tensors.items():
             with located(f"entry {name!a}"):
-                for chunk in tensor.chunks():
+                for chunk in tensor.views():
                     self._writer.write(chunk)
                     count(len(chunk))
 

@@ -52,7 +52,7 @@ class TorchOutput:
         for key, tensor in self._storages.values():
             record = f"archive/data/{key}"
             with self._writer.record(record, tensor.size_bytes, crc32=tensor.crc32):
-                for chunk in tensor.chunks():
+                for chunk in tensor.views():
                     self._writer.write(chunk)
                     count(len(chunk))
         self._writer.add("archive/version", b"3\n")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from frozenbn_cli.containers.source import chunks
+from frozenbn_cli.containers.source import views
 from frozenbn_cli.containers.temporary_folder import TemporaryFolder
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
@@ -76,5 +76,5 @@ class PrivateCopies:
 def _copy(archive: ZipArchive, name: str, writer: ZipWriter) -> None:
     extent = archive.extent(name)
     with writer.record(name, extent.size_bytes):
-        for chunk in chunks(extent):
+        for chunk in views(extent):
             writer.write(chunk)

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from frozenbn_cli.containers.source import CHUNK_BYTES, ByteSource, FileExtent, chunks, stream
+from frozenbn_cli.containers.source import (
+    CHUNK_BYTES,
+    BytesExtent,
+    ByteSource,
+    FileExtent,
+    chunks,
+    stream,
+    views,
+)
 from frozenbn_cli.errors import DamagedFileError, InputError
 from tests.conftest import Sources, stream_of
+
+
+@pytest.fixture(params=[True, False], ids=["by position", "by seeking"], autouse=True)
+def by_position(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read also as on systems that know no reading at a position."""
+    for name in () if request.param else ("pread", "preadv"):
+        monkeypatch.delattr(os, name, raising=False)
+
+
+def filled(source: ByteSource, start: int, count: int) -> bytes:
+    buffer = bytearray(count)
+    source.read_into(start, memoryview(buffer))
+    return bytes(buffer)
 
 
 def test_reads_exactly_what_is_asked_for(source_of: Sources) -> None:
     source = source_of(b"0123456789")
 
     assert (source.read(3, 4), source.read(0, 10), source.read(10, 0)) == (
+        b"3456", b"0123456789", b"",
+    )  # fmt: skip
+    assert (filled(source, 3, 4), filled(source, 0, 10), filled(source, 10, 0)) == (
         b"3456", b"0123456789", b"",
     )  # fmt: skip
 
@@ -33,9 +58,37 @@ def test_notices_a_file_that_becomes_shorter(source_of: Sources) -> None:
     source = source_of(b"0123456789")
     os.truncate(source.path, 5)
 
-    with pytest.raises(DamagedFileError, match="became shorter"):
-        source.read(3, 4)
-    assert source.read(3, 2) == b"34"
+    for read in (source.read, partial(filled, source)):
+        with pytest.raises(DamagedFileError, match="became shorter"):
+            read(3, 4)
+        assert read(3, 2) == b"34"
+
+
+def test_reads_on_where_the_system_gives_less(
+    source_of: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(os, "preadv"):
+        pytest.skip("the system reads by seeking")
+    source, read, fill = source_of(b"0123456789"), os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, count, at: read(file, min(count, 3), at))
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: fill(file, [into[0][:3]], at))
+
+    assert source.read(1, 8) == filled(source, 1, 8) == b"12345678"
+
+
+@pytest.mark.parametrize("piece_bytes", [None, 1, 3, 10, 11])
+def test_views_are_the_bytes_in_pieces(source_of: Sources, piece_bytes: int | None) -> None:
+    for extent in (FileExtent(source_of(b"..0123456789."), 2, 10), BytesExtent(b"0123456789")):
+        for start, count in ((0, None), (4, None), (2, 6), (10, 0)):
+            pieces = views(extent, start, count, piece_bytes=piece_bytes)
+
+            assert b"".join(map(bytes, pieces)) == b"".join(chunks(extent, start, count))
+
+
+def test_views_of_a_file_lie_in_one_buffer(source_of: Sources) -> None:
+    first, second = views(FileExtent(source_of(b"012345"), 0, 6), piece_bytes=3)
+
+    assert (first, second) == (b"345", b"345")
 
 
 def test_reads_from_several_threads(source_of: Sources) -> None:
