@@ -7,11 +7,10 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from types import TracebackType
 from typing import BinaryIO
 
@@ -24,7 +23,7 @@ except ImportError:  # Windows does not delete what is open anyway.
 
 __all__ = ["AtomicOutput", "marked", "remove_marked", "sweep"]
 
-_FLUSH_SECONDS = 0.05
+_FLUSH_SECONDS = 0.005
 _A_DAY = 24 * 60 * 60
 _PARTIAL = re.compile(r"\..{1,40}\.(\w+-)?[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -166,24 +165,22 @@ class AtomicOutput:
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """Have what is written inside go to the disk meanwhile, so that `sync` waits for less.
-
-        Raises:
-            OutputError: The disk refused it, of which the system may tell but once.
-        """
-        is_done, pool = Event(), ThreadPoolExecutor(1)
-        flushed = pool.submit(self._flush_until, is_done)
+        """Have what is written inside go to the disk meanwhile, so that `sync` waits for less."""
+        is_done = Event()
+        Thread(target=self._flush_until, args=(is_done,), daemon=True).start()
         try:
             yield
         finally:
-            is_done.set()
-            pool.shutdown(wait=False)  # What failed, or is interrupted, need not wait for a disk.
-        with _as_output_error(self.target):
-            flushed.result()
+            is_done.set()  # Nobody waits for a disk that takes its time.
 
     def _flush_until(self, is_done: Event) -> None:
-        while not is_done.wait(_FLUSH_SECONDS):
-            os.fsync(self.file.fileno())
+        file, flushed = self.file.fileno(), 0
+        with suppress(AttributeError, OSError):  # Advice that not every system takes.
+            while not is_done.wait(_FLUSH_SECONDS):
+                size_bytes = os.fstat(file).st_size
+                # Linux begins to write what lies there, and waits for none of it, as fsync would.
+                os.posix_fadvise(file, flushed, size_bytes - flushed, os.POSIX_FADV_DONTNEED)
+                flushed = size_bytes
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""

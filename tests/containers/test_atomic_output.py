@@ -118,21 +118,34 @@ def test_is_absent_if_the_disk_is_full_while_writing(
     assert contents(target.parent) == {}
 
 
-def test_tells_what_the_disk_refuses_while_it_is_written(
-    target: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_has_the_disk_begin_while_it_is_written(
+    target: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
-    is_refused = Event()
+    advised: list[tuple[int, int]] = []
+    has_begun = Event()
 
-    def fsync(_: int) -> None:
-        is_refused.set()
-        raise OSError(errno.EIO, "the disk is broken")
+    def advise(_: int, start: int, count: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        advised.append((start, count))
+        if count or is_refused:
+            has_begun.set()
+        if is_refused:
+            raise OSError(errno.ENOSYS, "not here")
 
-    monkeypatch.setattr("frozenbn_cli.containers.atomic_output._FLUSH_SECONDS", 0)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     with AtomicOutput(target) as output:
-        monkeypatch.setattr(os, "fsync", fsync)
-        with pytest.raises(OutputError, match="the disk is broken"), output.flushing():
-            assert is_refused.wait(HANG_SECONDS)
-        monkeypatch.undo()
+        with output.writing() as file, output.flushing():
+            file.write(bytes(100_000))
+            file.flush()
+            assert has_begun.wait(HANG_SECONDS)
+        output.commit()
+
+    assert contents(target.parent) == {target.name: bytes(100_000)}
+    starts = [0, *(start + count for start, count in advised)]
+    assert [start for start, _ in advised] == starts[:-1]
+    assert len(advised) == 1 or not is_refused
 
 
 def test_does_not_overwrite_an_existing_file(target: Path) -> None:
