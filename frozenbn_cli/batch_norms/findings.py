@@ -158,8 +158,9 @@ def _structure(layer: BatchNorm) -> Iterator[Finding]:
 
 def _numbers(values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:
     for role, numbers in values.items():
-        broken = [float(not math.isfinite(number)) for number in numbers]
-        yield from _on_channels("not_finite", "error", f"{role} holds NaN or Inf", broken)
+        if not all(map(math.isfinite, numbers)):
+            broken = [float(not math.isfinite(number)) for number in numbers]
+            yield from _on_channels("not_finite", "error", f"{role} holds NaN or Inf", broken)
     negated = [-variance for variance in values["running_var"]]
     yield from _on_channels("negative_variance", "error", "variance is negative", negated)
 
@@ -168,8 +169,8 @@ def _on_channels(
     code: str, severity: Severity, message: str, badness: list[float], factor: float | None = None
 ) -> Iterator[Finding]:
     """Yield a finding on the channels whose badness is above 0, if there are any."""
-    concerned = [channel for channel, value in enumerate(badness) if value > 0]
-    if concerned:
+    if max(badness, default=0) > 0:
+        concerned = [channel for channel, value in enumerate(badness) if value > 0]
         worst = max(concerned, key=lambda channel: badness[channel])
         yield Finding(code, severity, message, len(concerned), factor, worst)
 

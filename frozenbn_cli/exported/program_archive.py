@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +79,8 @@ class ProgramArchive:
 
     def __init__(self, archive: ZipArchive) -> None:
         self.archive = archive
+        self._checked: dict[str, bytes] = {}
+        self._payloads: dict[tuple[str, Part], dict[str, Payload]] = {}
         self.root = "" if _OLD_PROGRAM in archive.records else _root(archive)
         if not self.root:
             self.layout: Layout = "A"
@@ -104,17 +107,20 @@ class ProgramArchive:
         return self.archive.read(self.program_record(model), at_most_bytes=_MAX_JSON_BYTES)
 
     def program(self, model: str) -> dict[str, Any]:
-        """Return a program as plain values, of the shape that the schema says.
+        """Return a program as plain values, new ones, of the shape that the schema says.
 
         Raises:
             DamagedFileError: It is no JSON, or not of that shape.
             UnsupportedFileError: Its schema is of another major version.
         """
         text = self.program_text(model)
+        if text == self._checked.get(model):
+            return json.loads(text)  # type: ignore[no-any-return]
         with located(f"record {self.program_record(model)}"):
             document = read_json(text)
             _check_schema_version(document)
             check_program(document)
+        self._checked[model] = text
         return document
 
     def nested_record(self, model: str, part: Part) -> str | None:
@@ -154,17 +160,19 @@ class ProgramArchive:
             check_config(document)
         return document
 
-    def payloads(self, model: str, part: Part) -> dict[str, Payload]:
+    def payloads(self, model: str, part: Part) -> Mapping[str, Payload]:
         """Return where each tensor lies, by name, in layout C."""
-        return {
-            name: Payload(
-                f"{self.root}data/{part}/{entry['path_name']}",
-                entry["is_param"],
-                entry["use_pickle"],
-                entry.get("tensor_meta"),
-            )
-            for name, entry in self.config(model, part)["config"].items()
-        }
+        if (model, part) not in self._payloads:
+            self._payloads[model, part] = {
+                name: Payload(
+                    f"{self.root}data/{part}/{entry['path_name']}",
+                    entry["is_param"],
+                    entry["use_pickle"],
+                    entry.get("tensor_meta"),
+                )
+                for name, entry in self.config(model, part)["config"].items()
+            }
+        return self._payloads[model, part]
 
     def extra_record(self, name: str) -> str:
         """Return where a file that goes along with the programs has its place."""

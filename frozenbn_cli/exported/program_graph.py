@@ -7,7 +7,7 @@ is called on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,15 +253,16 @@ def single_outputs(graph: ProgramGraph, place: Place) -> list[Value]:
 
 def names_in(argument: Any) -> Iterator[str]:
     """Yield the names of the values in an argument, however they are packed."""
-    if isinstance(argument, list):
-        for part in argument:
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(argument, dict):
+        parts = argument.items()
+    elif isinstance(argument, list):
+        parts = enumerate(argument)
+    for key, part in parts:
+        if isinstance(part, str) and key in ("name", "as_name"):
+            yield part
+        elif isinstance(part, (dict, list)) and key != "as_graph":
             yield from names_in(part)
-    elif isinstance(argument, dict):
-        for key, part in argument.items():
-            if key in ("name", "as_name") and isinstance(part, str):
-                yield part
-            elif key != "as_graph":
-                yield from names_in(part)
 
 
 def _target_of(kind: str, fields: Mapping[str, Any]) -> str:
