@@ -63,22 +63,16 @@ from frozenbn_cli.importing import import_quietly
 from frozenbn_cli.live_models.target import ModelTarget
 from frozenbn_cli.version import __version__
 
-__all__ = ["app", "make_streams_usable", "run"]
+__all__ = ["make_streams_usable", "run"]
 
 # Typer carries its own copy of click in some versions; its public exception tells which.
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="frozenbn",
-    cls=PlainGroup,
-    help="Freeze the BatchNorm2d layers of PyTorch model files, and prove that nothing else "
-    "changed.",
-    epilog="Exit codes: 0 done · 1 the answer is no (nothing to freeze, unhealthy statistics, "
-    "different) · 2 wrong usage · 3 the input cannot be read · 4 the output cannot be written · "
-    "70 a bug of ours · 130 interrupted",
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+_HELP = "Freeze the BatchNorm2d layers of PyTorch model files, and prove that nothing else changed."
+_EXIT_CODES = (
+    "Exit codes: 0 done · 1 the answer is no (nothing to freeze, unhealthy statistics, different) "
+    "· 2 wrong usage · 3 the input cannot be read · 4 the output cannot be written · "
+    "70 a bug of ours · 130 interrupted"
 )
 
 
@@ -88,7 +82,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def frozenbn(
     version: Annotated[
         bool,
@@ -100,7 +93,7 @@ def frozenbn(
     """Freeze the BatchNorm2d layers of PyTorch model files."""
 
 
-@command(app, epilog=INSPECT_EXAMPLES)
+@command(epilog=INSPECT_EXAMPLES)
 def inspect(
     *,
     context: typer.Context,
@@ -140,7 +133,7 @@ def inspect(
     raise typer.Exit(shown.run(paths, inspect_file, sink, all_layers=all_layers, check=check))
 
 
-@command(app, epilog=CONVERT_EXAMPLES)
+@command(epilog=CONVERT_EXAMPLES)
 def convert(
     *,
     context: typer.Context,
@@ -203,7 +196,7 @@ def convert(
     raise typer.Exit(of_one.run(checkpoints[0], output.output, how, sink, all_layers=all_layers))
 
 
-@command(app, epilog=VERIFY_EXAMPLES)
+@command(epilog=VERIFY_EXAMPLES)
 def verify(
     *,
     context: typer.Context,
@@ -244,7 +237,7 @@ def verify(
     )
 
 
-@command(app, epilog=CALIBRATE_EXAMPLES)
+@command(epilog=CALIBRATE_EXAMPLES)
 def calibrate(
     *,
     context: typer.Context,
@@ -288,6 +281,30 @@ def calibrate(
     raise typer.Exit(of_one.run(checkpoint, output, how, sink, all_layers=all_layers))
 
 
+_COMMANDS = {"inspect": inspect, "convert": convert, "verify": verify, "calibrate": calibrate}
+
+
+def _parser(arguments: list[str]) -> typer.Typer:
+    """Return what parses a command line; of the commands, the named one where it begins with one.
+
+    To build them all takes 10 ms.
+    """
+    parser = typer.Typer(
+        name="frozenbn",
+        cls=PlainGroup,
+        help=_HELP,
+        epilog=_EXIT_CODES,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    parser.callback()(frozenbn)
+    named = [_COMMANDS[name] for name in arguments[:1] if name in _COMMANDS]
+    for add in named or _COMMANDS.values():
+        add(parser)
+    return parser
+
+
 def make_streams_usable() -> None:
     """Give streams that were closed somewhere to write, and what they lack characters for a way."""
     for stream in ("stdout", "stderr"):
@@ -314,7 +331,8 @@ def run(arguments: list[str], *, now: Callable[[], datetime] = current_date) -> 
     try:
         invocation = Invocation(tuple(arguments), now())
         given = arguments or ["--help"]
-        code = int(app(given, prog_name="frozenbn", standalone_mode=False, obj=invocation) or 0)
+        parse = _parser(arguments)
+        code = int(parse(given, prog_name="frozenbn", standalone_mode=False, obj=invocation) or 0)
     except FrozenBNError as error:
         if was_interrupted():
             return end_interrupted()

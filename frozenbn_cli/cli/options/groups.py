@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from functools import partial
+from functools import cache, partial
 from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -73,41 +73,38 @@ def _processed(parameter: Any, read: Callable[[Any], Any] | None, context: Any, 
     return value
 
 
-def command(app: typer.Typer, *, epilog: str) -> Callable[[Callable[..., None]], None]:
-    """Add a function to the commands of ``app``.
+def command(*, epilog: str) -> Callable[[Callable[..., None]], Callable[[typer.Typer], None]]:
+    """Make a function what adds it to the commands of a parser.
 
     A parameter of a dataclass stands for its fields, each an option of the command.
 
     Args:
-        app: Gets the command.
         epilog: The foot of its help.
     """
+    return lambda function: partial(_add, function, epilog)
 
-    def add(function: Callable[..., None]) -> None:
-        parameters = _parameters(function)
-        groups = {item.name: item.annotation for item in parameters if _is_group(item)}
-        options = [
-            option
-            for item in parameters
-            for option in (_parameters(item.annotation) if _is_group(item) else [item])
-        ]
 
-        def call(**values: Any) -> None:
-            grouped = {
-                name: group(**{item.name: values.pop(item.name) for item in _parameters(group)})
-                for name, group in groups.items()
-            }
-            function(**values, **grouped)
+def _add(function: Callable[..., None], epilog: str, app: typer.Typer) -> None:
+    parameters = _parameters(function)
+    groups = {item.name: item.annotation for item in parameters if _is_group(item)}
+    options = [
+        option
+        for item in parameters
+        for option in (_parameters(item.annotation) if _is_group(item) else [item])
+    ]
 
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
-        call.__annotations__ = {option.name: option.annotation for option in options}
-        call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-        readers = {item.name: read for item in options if (read := _reader(item.annotation))}
-        app.command(epilog=epilog, cls=type("_Command", (_PlainCommand,), {"readers": readers}))(
-            call
-        )
+    def call(**values: Any) -> None:
+        grouped = {
+            name: group(**{item.name: values.pop(item.name) for item in _parameters(group)})
+            for name, group in groups.items()
+        }
+        function(**values, **grouped)
 
-    return add
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    call.__annotations__ = {option.name: option.annotation for option in options}
+    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    readers = {item.name: read for item in options if (read := _reader(item.annotation))}
+    app.command(epilog=epilog, cls=type("_Command", (_PlainCommand,), {"readers": readers}))(call)
 
 
 def _reader(annotation: Any) -> Callable[[Any], Any] | None:
@@ -124,6 +121,7 @@ def _reader(annotation: Any) -> Callable[[Any], Any] | None:
     return kind if kind in (str, Path) else None
 
 
+@cache
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     """Return what a function, or a dataclass, takes; by name, with the annotations read."""
     hints = get_type_hints(function, include_extras=True)
