@@ -162,9 +162,10 @@ def inspect_file(
             cannot be built, or contradicts the file.
     """
     started = time.perf_counter()
-    naming = {"strip_prefix": strip_prefix, "add_prefix": add_prefix}
-    rename = not (keep_prefix or any(naming.values()))
-    with open_checkpoint(path, keep_prefix=keep_prefix, **naming) as checkpoint:
+    rename = not (keep_prefix or strip_prefix or add_prefix)
+    with open_checkpoint(
+        path, keep_prefix=keep_prefix, strip_prefix=strip_prefix, add_prefix=add_prefix
+    ) as checkpoint:
         planned = partial(
             plan_state_dict,
             metadata=checkpoint.metadata,

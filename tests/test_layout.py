@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -178,6 +180,13 @@ def test_every_public_name_can_be_imported() -> None:
     for name in frozenbn_cli.__all__:
         assert getattr(frozenbn_cli, name) is not None
     assert set(frozenbn_cli.__all__) <= set(dir(frozenbn_cli))
+
+
+def test_options_tell_their_types() -> None:
+    for name in ("ConvertOptions", "VerifyOptions", "CalibrateOptions", "ImageOptions"):
+        options = getattr(frozenbn_cli, name)
+
+        assert get_type_hints(options).keys() >= {field.name for field in fields(options)}
 
 
 def test_unknown_names_are_attribute_errors() -> None:

@@ -77,10 +77,14 @@ def calibrate_file(
         OutputError: The output cannot be written.
         RefusedError: There is nothing to calibrate, or a layer is given NaN or Inf.
     """
-    naming = {"strip_prefix": options.strip_prefix, "add_prefix": options.add_prefix}
     with (
         telling(progress),
-        open_checkpoint(path, keep_prefix=options.keep_prefix, **naming) as checkpoint,
+        open_checkpoint(
+            path,
+            keep_prefix=options.keep_prefix,
+            strip_prefix=options.strip_prefix,
+            add_prefix=options.add_prefix,
+        ) as checkpoint,
     ):
         target = calibrated_output(checkpoint.path) if output is None else Path(output)
         _check_suffix(checkpoint, target)

@@ -46,7 +46,12 @@ _HEAD_BYTES = 512
 
 
 def open_checkpoint(
-    path: str | Path, *, keep_prefix: bool = False, strip_prefix: str = "", add_prefix: str = ""
+    path: str | Path,
+    *,
+    keep_prefix: bool = False,
+    strip_prefix: str = "",
+    add_prefix: str = "",
+    with_layers: bool = True,
 ) -> Checkpoint:
     """Open a model file; nothing in it is executed, and no tensor is read yet.
 
@@ -55,6 +60,8 @@ def open_checkpoint(
         keep_prefix: Keep what wrappers put into names (``module.``, ``_orig_mod.``).
         strip_prefix: Taken off the names that begin with it.
         add_prefix: Put in front of every name.
+        with_layers: Find out what the code or the graph in an archive says of its layers, which
+            takes longer than all else.
 
     Returns:
         The open file, to be used in a ``with`` block.
@@ -74,7 +81,7 @@ def open_checkpoint(
     try:
         with located(str(path)):
             naming = Naming(keep_prefix, strip_prefix, add_prefix)
-            checkpoint = _open(source, naming)
+            checkpoint = _open(source, naming, with_layers=with_layers)
             if (checkpoint.script or checkpoint.program) and (strip_prefix or add_prefix):
                 raise UsageError("names are to change, and those of an archive are in its code")
             if checkpoint.state_dicts:
@@ -93,7 +100,7 @@ def _missing(path: Path) -> InputError:
     return InputError("there is no such file", advice=is_it(path.name, siblings))
 
 
-def _open(source: ByteSource, naming: Naming) -> Checkpoint:
+def _open(source: ByteSource, naming: Naming, *, with_layers: bool) -> Checkpoint:
     # Files of torch.save, one behind the other.
     if source.path.suffix == ".distcp" or source.path.name == ".metadata":
         raise UnsupportedFileError(
@@ -103,20 +110,20 @@ def _open(source: ByteSource, naming: Naming) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if head.lstrip().startswith(b"{") and not looks_like_safetensors(head, source.size_bytes):
         return open_sharded(source, _open_one, naming=naming)
-    return _open_one(source, naming)
+    return _open_one(source, naming, with_layers=with_layers)
 
 
-def _open_one(source: ByteSource, naming: Naming) -> Checkpoint:
+def _open_one(source: ByteSource, naming: Naming, *, with_layers: bool = True) -> Checkpoint:
     head = source.read(0, min(_HEAD_BYTES, source.size_bytes))
     if is_zip(head):
         archive = ZipArchive(source)
         if is_program_archive(archive):
             from frozenbn_cli.checkpoints.exported_programs import open_exported_program
 
-            return open_exported_program(source, archive)
+            return open_exported_program(source, archive, with_layers=with_layers)
         from frozenbn_cli.checkpoints.pickled import open_zip
 
-        return open_zip(source, archive, naming=naming)
+        return open_zip(source, archive, naming=naming, with_layers=with_layers)
     if has_legacy_magic(head):
         from frozenbn_cli.checkpoints.pickled import open_legacy
 

@@ -266,8 +266,12 @@ class Checkpoint:
             DamagedFileError: A record's checksum does not match.
         """
         with located(str(self.path)):
-            archives = (self.archive, *self.shards)
-            return fingerprint(self.sources, [archive for archive in archives if archive])
+            return fingerprint(self.sources, self.archives)
+
+    @property
+    def archives(self) -> tuple[ZipArchive, ...]:
+        """Those of its files that are archives."""
+        return tuple(archive for archive in (self.archive, *self.shards) if archive)
 
     def check_unchanged(self) -> None:
         """Raise if one of its files was written to since it was opened.

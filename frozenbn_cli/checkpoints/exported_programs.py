@@ -35,8 +35,15 @@ def storages_of(entries: Mapping[str, StoredTensor]) -> dict[str, Hashable]:
     return {name: id(entry.storage) for name, entry in entries.items()}
 
 
-def open_exported_program(source: ByteSource, zipped: ZipArchive) -> Checkpoint:
+def open_exported_program(
+    source: ByteSource, zipped: ZipArchive, *, with_layers: bool = True
+) -> Checkpoint:
     """Open an archive of exported programs; nothing in it is loaded, unpickled or evaluated.
+
+    Args:
+        source: The file.
+        zipped: The same as an archive.
+        with_layers: Find out what the graphs say of layers.
 
     Raises:
         DamagedFileError: The archive contradicts itself; says where.
@@ -54,7 +61,8 @@ def open_exported_program(source: ByteSource, zipped: ZipArchive) -> Checkpoint:
         kind=_kind(archive),
         container=f"PyTorch ZIP, layout {archive.layout}",
         state_dicts=tuple(
-            _state_dict(archive, model, key=model if several else "") for model in archive.models
+            _state_dict(archive, model, key=model if several else "", with_layers=with_layers)
+            for model in archive.models
         ),
         archive=zipped,
         program=archive,
@@ -71,20 +79,27 @@ def _kind(archive: ProgramArchive) -> str:
     return "exported program (torch.export)"
 
 
-def _state_dict(archive: ProgramArchive, model: str, *, key: str) -> StateDict:
+def _state_dict(archive: ProgramArchive, model: str, *, key: str, with_layers: bool) -> StateDict:
     with located(f"program {model[:80]!a}"):
         weights = program_tensors(archive, model)
         constants = program_tensors(archive, model, "constants")
         others = [*constants.entries, *constants.unsupported]
-        layers = Layers(ProgramGraph(archive.program(model)), storages_of(weights.entries))
+        facts = _all_facts(archive, model, weights.entries) if with_layers else {}
         return StateDict(
             key,
             weights.entries,
             left_out=dict.fromkeys(others, "a constant, or a buffer that is not persistent"),
-            layers={name: _facts(layers, layer) for name, layer in layers.by_name.items()},
+            layers=facts,
             is_module=True,
             unsupported=weights.unsupported,
         )
+
+
+def _all_facts(
+    archive: ProgramArchive, model: str, entries: Mapping[str, StoredTensor]
+) -> dict[str, LayerFacts]:
+    layers = Layers(ProgramGraph(archive.program(model)), storages_of(entries))
+    return {name: _facts(layers, layer) for name, layer in layers.by_name.items()}
 
 
 def _facts(layers: Layers, layer: Layer) -> LayerFacts:

@@ -33,8 +33,16 @@ __all__ = [
 _NO_METADATA: Mapping[str, str] = {}
 
 
-def open_zip(source: ByteSource, archive: ZipArchive, *, naming: Naming) -> Checkpoint:
+def open_zip(
+    source: ByteSource, archive: ZipArchive, *, naming: Naming, with_layers: bool = True
+) -> Checkpoint:
     """Open a ZIP archive that `torch.save` or `torch.jit.save` wrote.
+
+    Args:
+        source: The file.
+        archive: The same as an archive.
+        naming: How its entries are to be named.
+        with_layers: Find out what code in it says of its layers.
 
     Raises:
         DamagedFileError: The archive contradicts itself; says where.
@@ -44,7 +52,7 @@ def open_zip(source: ByteSource, archive: ZipArchive, *, naming: Naming) -> Chec
     if "constants.pkl" in names and "bytecode.pkl" not in names:
         from frozenbn_cli.checkpoints import torchscript
 
-        return torchscript.open_torchscript(source, archive)
+        return torchscript.open_torchscript(source, archive, with_layers=with_layers)
     if other := _other_kind(archive, names):
         kind, advice = other
         return Checkpoint(

@@ -40,8 +40,15 @@ def record_path(root: str) -> str:
     return f"{root}extra/{METADATA_KEY}.json"
 
 
-def open_torchscript(source: ByteSource, archive: ZipArchive) -> Checkpoint:
+def open_torchscript(
+    source: ByteSource, archive: ZipArchive, *, with_layers: bool = True
+) -> Checkpoint:
     """Open a TorchScript archive without running any of it.
+
+    Args:
+        source: The file.
+        archive: The same as an archive.
+        with_layers: Find out what its code says of its layers.
 
     Raises:
         DamagedFileError: The archive contradicts itself; says where.
@@ -65,7 +72,7 @@ def open_torchscript(source: ByteSource, archive: ZipArchive) -> Checkpoint:
         sources=(source,),
         kind=f"TorchScript archive, {how}",
         container="PyTorch ZIP",
-        state_dicts=(_state_dict(script, TensorFinder(storage)),),
+        state_dicts=(_state_dict(script, TensorFinder(storage), with_layers=with_layers),),
         archive=archive,
         script=script,
         metadata=metadata,
@@ -73,7 +80,7 @@ def open_torchscript(source: ByteSource, archive: ZipArchive) -> Checkpoint:
     )
 
 
-def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
+def _state_dict(script: ScriptArchive, finder: TensorFinder, *, with_layers: bool) -> StateDict:
     """Return what ``state_dict()`` of the loaded module would be."""
     entries: dict[str, StoredTensor] = {}
     unsupported: dict[str, str] = {}
@@ -91,8 +98,10 @@ def _state_dict(script: ScriptArchive, finder: TensorFinder) -> StateDict:
                     entries[name] = finder.tensor(value)
                 except UnsupportedFileError as error:
                     unsupported[name] = error.problem
-    facts = _all_facts(script)
-    _complete(facts, entries)
+    facts: dict[str, LayerFacts] = {}
+    if with_layers:
+        facts = _all_facts(script)
+        _complete(facts, entries)
     return StateDict(
         "",
         entries,

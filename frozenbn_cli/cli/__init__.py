@@ -18,6 +18,7 @@ except KeyboardInterrupt:
 __all__ = ["main", "run"]
 
 _COLLECTED_AFTER = 50_000  # New objects: a file's are many, and hardly any are garbage in a cycle.
+_SWITCH_SECONDS = 0.0001  # What hashes a file takes its turn while another thread computes.
 
 
 def main() -> NoReturn:
@@ -25,6 +26,7 @@ def main() -> NoReturn:
     try:
         watch_signals()
         gc.set_threshold(_COLLECTED_AFTER)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         app = import_module("frozenbn_cli.cli.app")
         app.make_streams_usable()
         code = app.run(sys.argv[1:])

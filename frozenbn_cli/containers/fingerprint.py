@@ -1,18 +1,24 @@
-"""The sha256 of a file, and a check of the checksums of its ZIP records on the way."""
+"""The sha256 of files, and a check of the checksums of their ZIP records on the way."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from threading import Event
 
 from zlib_ng.zlib_ng import crc32
 
-from frozenbn_cli.containers.source import ByteSource, FileExtent, chunks
+from frozenbn_cli.containers.source import ByteSource, FileExtent, views
 from frozenbn_cli.containers.zip_archive import ZipArchive, check_crc32
-from frozenbn_cli.errors import located
+from frozenbn_cli.errors import InputError, located
 
-__all__ = ["fingerprint"]
+__all__ = ["Fingerprint", "fingerprint"]
+
+_PIECE_BYTES = 4 << 20  # Between two pieces, threads wait for each other.
 
 
 def fingerprint(sources: Iterable[ByteSource], archives: Iterable[ZipArchive] = ()) -> str:
@@ -25,19 +31,125 @@ def fingerprint(sources: Iterable[ByteSource], archives: Iterable[ZipArchive] = 
     Raises:
         DamagedFileError: A record's bytes are not those that were written.
     """
-    sha256 = hashlib.sha256()
     archive_of = {archive.source: archive for archive in archives}
+    digest = _Digest()
     for source in sources:
-        checks = _RecordChecks(archive_of[source]) if source in archive_of else None
-        position = 0
-        for chunk in chunks(FileExtent(source, 0, source.size_bytes)):
-            sha256.update(chunk)
+        digest.take(source, lambda one, _: archive_of.get(one))
+    return digest.sha256.hexdigest()
+
+
+class Fingerprint:
+    """The fingerprint of a checkpoint, formed in a thread while other work goes on.
+
+    Hashing a file takes longer than most of what is done with it. So it begins with the first file
+    before anybody knows what that is, and learns of the others, and of archives, in between.
+
+    Args:
+        path: The checkpoint, which is its first file, or a folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pool = ThreadPoolExecutor(1)
+        self._is_given_up = Event()
+        self._sha256: Future[str] = Future()
+        self._opened: Future[tuple[Sequence[ByteSource], Sequence[ZipArchive]]] = Future()
+
+    def begin(self) -> None:
+        """Begin with the first file; whoever opens the checkpoint says what is wrong with it."""
+        self._sha256 = self._pool.submit(self._form)
+
+    def go_on(self, sources: Sequence[ByteSource], archives: Sequence[ZipArchive]) -> None:
+        """Go on with all files of the checkpoint, now that it is open.
+
+        Args:
+            sources: The files.
+            archives: Those of them that are archives, whose checksums are checked.
+        """
+        self._opened.set_result((sources, archives))
+
+    def result(self) -> str:
+        """Return the sha256 of the files, one after the other, in hexadecimal.
+
+        Raises:
+            DamagedFileError: A record's bytes are not those that were written.
+            InputError: A file cannot be read, or another has taken its place.
+        """
+        return self._sha256.result()
+
+    def close(self) -> None:
+        """Give up what is not done, and leave the files alone."""
+        self._is_given_up.set()
+        self._opened.cancel()
+        self._pool.shutdown()
+
+    def _form(self) -> str:
+        digest = _Digest(self._is_given_up.is_set)
+        with located(str(self._path)):
+            begun = _opened(self._path)
+            if begun:
+                with closing(begun):
+                    digest.take(begun, self._first_archive)
+            sources, archives = self._opened.result()
+            if begun and not begun.is_same_as(sources[0]):
+                raise InputError("was replaced while it was read")
+            archive_of = {archive.source: archive for archive in archives}
+            for source in sources[1:] if begun else sources:
+                digest.take(source, lambda one, _: archive_of.get(one))
+        return digest.sha256.hexdigest()
+
+    def _first_archive(self, _: ByteSource, wait: bool) -> ZipArchive | None:
+        if not wait and not self._opened.done():
+            return None
+        sources, archives = self._opened.result()
+        return next((archive for archive in archives if archive.source is sources[0]), None)
+
+
+def _opened(path: Path) -> ByteSource | None:
+    try:
+        return ByteSource(path)
+    except InputError:
+        return None
+
+
+class _Digest:
+    """A sha256 that takes files.
+
+    Args:
+        is_given_up: Whether nobody waits for it any more.
+    """
+
+    def __init__(self, is_given_up: Callable[[], bool] = lambda: False) -> None:
+        self.sha256 = hashlib.sha256()
+        self._is_given_up = is_given_up
+
+    def take(
+        self, source: ByteSource, archive_of: Callable[[ByteSource, bool], ZipArchive | None]
+    ) -> None:
+        """Take a file, and check its checksums.
+
+        Args:
+            source: The file.
+            archive_of: Returns it as an archive; None if it is none, or if nobody knows yet, unless
+                it is to wait until somebody does.
+
+        Raises:
+            CancelledError: It is given up.
+        """
+        checks, position = None, 0
+        for piece in views(FileExtent(source, 0, source.size_bytes), piece_bytes=_PIECE_BYTES):
+            if self._is_given_up():
+                raise CancelledError
+            if checks is None and (archive := archive_of(source, False)):
+                checks = _RecordChecks(archive, position)
+            self.sha256.update(piece)
             if checks:
-                checks.update(position, chunk)
-            position += len(chunk)
+                checks.update(position, piece)
+            position += len(piece)
+        if checks is None and (archive := archive_of(source, True)):
+            checks = _RecordChecks(archive, position)
         if checks:
             checks.finish()
-    return sha256.hexdigest()
 
 
 class _RecordChecks:
@@ -45,24 +157,32 @@ class _RecordChecks:
 
     A CRC-32 of bytes that the cache still holds takes a tenth of their sha256's time, which is less
     than reading them once more, beside it in a thread.
+
+    Args:
+        archive: The archive.
+        passed_bytes: How much of it has passed by already, and is read once more in the end.
     """
 
-    def __init__(self, archive: ZipArchive) -> None:
+    def __init__(self, archive: ZipArchive, passed_bytes: int) -> None:
         self._archive = archive
         extents = [(name, archive.extent(name)) for name in archive.records]
-        self._inflated = [name for name, extent in extents if not isinstance(extent, FileExtent)]
         stored = [(name, extent) for name, extent in extents if isinstance(extent, FileExtent)]
         stored.sort(key=lambda item: item[1].start)
-        self._waiting = deque((name, extent) for name, extent in stored if extent.crc32)
+        self._waiting = deque(
+            (name, extent)
+            for name, extent in stored
+            if extent.crc32 and extent.start >= passed_bytes
+        )
+        self._others = archive.records.keys() - {name for name, _ in self._waiting}
         self._crc32 = 0
 
-    def update(self, position: int, chunk: bytes) -> None:
+    def update(self, position: int, chunk: memoryview) -> None:
         """Take the next bytes of the file, from ``position`` on."""
-        view, end = memoryview(chunk), position + len(chunk)
+        end = position + len(chunk)
         while self._waiting and self._waiting[0][1].start < end:
             name, extent = self._waiting[0]
             extent_end = extent.start + extent.size_bytes
-            part = view[max(extent.start - position, 0) : extent_end - position]
+            part = chunk[max(extent.start - position, 0) : extent_end - position]
             self._crc32 = crc32(part, self._crc32)
             if extent_end > end:
                 return
@@ -72,6 +192,6 @@ class _RecordChecks:
             self._crc32 = 0
 
     def finish(self) -> None:
-        """Check the compressed records too."""
-        for name in self._inflated:
+        """Check the records that passed by before, and those that are compressed."""
+        for name in self._others:
             self._archive.check(name)

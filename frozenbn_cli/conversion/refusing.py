@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frozenbn_cli.batch_norms.plan import Plan
-from frozenbn_cli.batch_norms.record import ConversionRecord
-from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
+from frozenbn_cli.checkpoints import Checkpoint
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.errors import (
     NothingToFreezeError,
@@ -22,7 +19,7 @@ from frozenbn_cli.selection import checked_dims, kinds_of
 if TYPE_CHECKING:
     from frozenbn_cli.batch_norms.target_eps import Retargeting
 
-__all__ = ["check_record", "refuse_claims", "refuse_plan"]
+__all__ = ["refuse_claims", "refuse_plan"]
 
 _OUR_BUG = "Please report this as a bug of frozenbn."
 
@@ -103,18 +100,3 @@ def refuse_claims(result: ConversionResult) -> None:
             )
             error.result = replace(result, outcome="not verified")
             raise error
-
-
-def check_record(
-    path: Path, names: Set[str] | None, record: ConversionRecord, key: str | None = None
-) -> None:
-    """Read back what was written last; ``names`` are those of the one state dict, or that at a key.
-
-    Raises:
-        VerificationError: It is not what it has to be.
-    """
-    with open_checkpoint(path, keep_prefix=True) as written:
-        if ConversionRecord.from_metadata(written.metadata) != record or (
-            names is not None and written.state_dict(key).entries.keys() != names
-        ):
-            raise VerificationError("the record was not written as it has to be")

@@ -7,17 +7,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from frozenbn_cli.errors import UsageError
+from frozenbn_cli.verification.claim_names import ClaimName
 from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = [
-    "CLAIMS",
     "Claim",
-    "ClaimName",
     "Difference",
     "Measure",
     "Verdict",
-    "check_required",
     "merged",
     "summary",
     "tolerated_text",
@@ -25,8 +22,6 @@ __all__ = [
     "with_required",
 ]
 
-ClaimName = Literal["contents", "layers", "model"]
-CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 Verdict = Literal["passed", "failed", "not verified"]
 
 # Beyond these they say nothing; between 1 and -1 lie two thousand millions.
@@ -178,17 +173,6 @@ def merged(claims: Iterable[tuple[str, Claim]]) -> Claim:
     detail = "; ".join(f"{key}: {claim.detail}" for key, claim in claims)
     differences = tuple(item for _, claim in claims for item in claim.differences)
     return Claim("layers", "equal", detail, sum(claim.checked for _, claim in claims), differences)
-
-
-def check_required(required: Iterable[str]) -> None:
-    """Refuse what is no claim.
-
-    Raises:
-        UsageError: There is no claim of such a name.
-    """
-    for name in required:
-        if name not in CLAIMS:
-            raise UsageError(f"no claim is called {name!a}", expected=" or ".join(CLAIMS))
 
 
 def with_required(claims: Iterable[Claim], required: Collection[str]) -> tuple[Claim, ...]:

@@ -343,3 +343,15 @@ print(count >> 20, peak_kib() - before)
 
     assert mebibytes == 64
     assert grown_kib < 16 << 10
+
+
+@pytest.mark.parametrize("name", ["digits_backbone.torchscript.pt", "digits_backbone.pt2"])
+def test_what_code_says_of_layers_can_be_left_out(name: str) -> None:
+    path = Path(__file__).parents[2] / "samples" / name
+    with open_checkpoint(path) as whole, open_checkpoint(path, with_layers=False) as names:
+        (with_layers,), (without,) = whole.state_dicts, names.state_dicts
+
+        assert with_layers.layers
+        assert not without.layers
+        assert [*without.entries] == [*with_layers.entries]
+        assert without.left_out == with_layers.left_out

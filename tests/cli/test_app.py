@@ -332,9 +332,9 @@ def test_names_cannot_steer_the_terminal(
 STOPS_MIDWAY = """
 import pathlib, sys, time
 from frozenbn_cli import cli
-from frozenbn_cli.conversion import convert as conversion
+from frozenbn_cli.conversion import steps as conversion
 
-check, go_on = conversion.check_record, pathlib.Path(sys.argv.pop())
+check, go_on = conversion.check_written, pathlib.Path(sys.argv.pop())
 
 def wait(*arguments):
     print("ready", flush=True)
@@ -342,7 +342,7 @@ def wait(*arguments):
         time.sleep(0.02)
     check(*arguments)
 
-conversion.check_record = wait
+conversion.check_written = wait
 cli.main()
 """
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

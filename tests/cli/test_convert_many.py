@@ -259,8 +259,8 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """
     code = (
         "import os, pathlib, sys, time\n"
-        "from frozenbn_cli.conversion import convert as conversion\n"
-        "check = conversion.check_record\n"
+        "from frozenbn_cli.conversion import steps as conversion\n"
+        "check = conversion.check_written\n"
         "def wait(path, *arguments):\n"
         "    if path.name.startswith('.stuck'):\n"
         "        pathlib.Path(os.environ['READY']).touch()\n"
@@ -268,7 +268,7 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         "        while os.getppid() == parent:\n"
         "            time.sleep(0.02)\n"
         "    check(path, *arguments)\n"
-        "conversion.check_record = wait\n"
+        "conversion.check_written = wait\n"
     )
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(code)

@@ -217,7 +217,7 @@ def test_finds_a_wrong_checksum_of_a_tensor_in_the_fingerprint(method: int, open
 
 
 def test_checks_records_that_span_the_pieces_of_a_pass(opened: Open) -> None:
-    content = random.Random(0).randbytes(2_500_000)
+    content = random.Random(0).randbytes(9_500_000)
     records = {**RECORDS, "archive/extra": content, "archive/last": b"last"}
 
     opened(zip_bytes(records)).fingerprint()
@@ -231,7 +231,7 @@ def test_checks_records_that_span_the_pieces_of_a_pass(opened: Open) -> None:
 def test_checks_every_record_wherever_the_pieces_of_a_pass_end(
     piece_bytes: int, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frozenbn_cli.containers.source.CHUNK_BYTES", piece_bytes)
+    monkeypatch.setattr("frozenbn_cli.containers.fingerprint._PIECE_BYTES", piece_bytes)
     extra = {"archive/empty": b"", "archive/one": b"1", "archive/long": bytes(range(256)) * 5}
     records = {**RECORDS, **extra}
 

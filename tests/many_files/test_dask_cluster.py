@@ -25,9 +25,9 @@ pytest.importorskip("distributed")
 _WAIT_ONCE = """
 import os, time
 from pathlib import Path
-from frozenbn_cli.conversion import convert as conversion
+from frozenbn_cli.conversion import steps as conversion
 
-check, victim = conversion.check_record, Path(os.environ["VICTIM"])
+check, victim = conversion.check_written, Path(os.environ["VICTIM"])
 
 def wait_once(path, *arguments):
     if path.name.startswith(".model3") and not victim.exists():
@@ -37,7 +37,7 @@ def wait_once(path, *arguments):
             time.sleep(1)
     check(path, *arguments)
 
-conversion.check_record = wait_once
+conversion.check_written = wait_once
 """
 
 
