@@ -12,6 +12,7 @@ try:
     from typing import Any, NoReturn
 
     from frozenbn_cli.cli.interrupting import end_interrupted, watch_signals
+    from frozenbn_cli.cli.looking_ahead import looking_ahead
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 
@@ -27,9 +28,10 @@ def main() -> NoReturn:
         watch_signals()
         gc.set_threshold(_COLLECTED_AFTER)
         sys.setswitchinterval(_SWITCH_SECONDS)
-        app = import_module("frozenbn_cli.cli.app")
-        app.make_streams_usable()
-        code = app.run(sys.argv[1:])
+        with looking_ahead(sys.argv[1:]):
+            app = import_module("frozenbn_cli.cli.app")
+            app.make_streams_usable()
+            code = app.run(sys.argv[1:])
     except KeyboardInterrupt:
         code = end_interrupted()
     leave: Callable[[int], NoReturn] = import_module("frozenbn_cli.cli.leaving").leave

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from threading import Event
 
@@ -16,7 +17,7 @@ from frozenbn_cli.containers.source import ByteSource, FileExtent, views
 from frozenbn_cli.containers.zip_archive import ZipArchive, check_crc32
 from frozenbn_cli.errors import InputError, located
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "fingerprint", "reading_ahead"]
 
 _PIECE_BYTES = 4 << 20  # Between two pieces, threads wait for each other.
 
@@ -51,13 +52,27 @@ class Fingerprint:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pool = ThreadPoolExecutor(1)
+        self._has_begun = False
         self._is_given_up = Event()
         self._sha256: Future[str] = Future()
         self._opened: Future[tuple[Sequence[ByteSource], Sequence[ZipArchive]]] = Future()
 
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint:
+        """Return that of a checkpoint, which is begun by now where it was read ahead."""
+        begun = _ahead.get()
+        _ahead.set(None)
+        if begun and begun._path == path:
+            return begun
+        if begun:
+            begun.close()
+        return cls(path)
+
     def begin(self) -> None:
         """Begin with the first file; whoever opens the checkpoint says what is wrong with it."""
-        self._sha256 = self._pool.submit(self._form)
+        if not self._has_begun:
+            self._has_begun = True
+            self._sha256 = self._pool.submit(self._form)
 
     def go_on(self, sources: Sequence[ByteSource], archives: Sequence[ZipArchive]) -> None:
         """Go on with all files of the checkpoint, now that it is open.
@@ -85,15 +100,15 @@ class Fingerprint:
 
     def _form(self) -> str:
         digest = _Digest(self._is_given_up.is_set)
+        begun = _opened(self._path)
+        if begun:
+            with closing(begun), located(str(self._path)):
+                digest.take(begun, self._first_archive)
+        sources, archives = self._opened.result()
+        if begun:
+            begun.check_same(sources[0])
+        archive_of = {archive.source: archive for archive in archives}
         with located(str(self._path)):
-            begun = _opened(self._path)
-            if begun:
-                with closing(begun):
-                    digest.take(begun, self._first_archive)
-            sources, archives = self._opened.result()
-            if begun and not begun.is_same_as(sources[0]):
-                raise InputError("was replaced while it was read")
-            archive_of = {archive.source: archive for archive in archives}
             for source in sources[1:] if begun else sources:
                 digest.take(source, lambda one, _: archive_of.get(one))
         return digest.sha256.hexdigest()
@@ -103,6 +118,22 @@ class Fingerprint:
             return None
         sources, archives = self._opened.result()
         return next((archive for archive in archives if archive.source is sources[0]), None)
+
+
+_ahead: ContextVar[Fingerprint | None] = ContextVar("ahead", default=None)
+
+
+@contextmanager
+def reading_ahead(path: Path) -> Iterator[None]:
+    """Begin the fingerprint of a checkpoint, for whoever asks for it within."""
+    begun = Fingerprint(path)
+    begun.begin()
+    token = _ahead.set(begun)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+        begun.close()
 
 
 def _opened(path: Path) -> ByteSource | None:

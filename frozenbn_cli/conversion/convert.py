@@ -49,7 +49,7 @@ def convert_file(
     path, target = Path(path), None if output is None else Path(output)
     options = options or ConvertOptions()
     check_name(target, options.to)
-    with telling(progress), closing(Fingerprint(path)) as sha256:
+    with telling(progress), closing(Fingerprint.of(path)) as sha256:
         if not options.dry_run:
             sha256.begin()
         with options.open(path) as checkpoint, closing(sha256):  # It reads the same files.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from frozenbn_cli.containers import fingerprint as module
-from frozenbn_cli.containers.fingerprint import Fingerprint
+from frozenbn_cli.containers.fingerprint import Fingerprint, reading_ahead
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
 from frozenbn_cli.errors import DamagedFileError, InputError
@@ -105,8 +105,9 @@ def test_a_file_that_takes_the_place_of_another_is_an_error(tmp_path: Path) -> N
         with closing(Fingerprint(path)) as fingerprint:
             fingerprint.begin()
             fingerprint.go_on([before], [])
-            with pytest.raises(InputError, match=r"a\.pt: was replaced while it was read"):
+            with pytest.raises(InputError, match="was changed while it was read") as caught:
                 fingerprint.result()
+    assert str(caught.value).count("a.pt") == 1
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -140,3 +141,23 @@ def test_giving_up_a_file_that_was_read_and_never_opened(tmp_path: Path) -> None
 
     with pytest.raises(CancelledError):
         fingerprint.result()
+
+
+def test_what_is_read_ahead_is_not_begun_again(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.pt", tmp_path / "b.pt"
+    for each in (path, other):
+        each.write_bytes(each.name.encode())
+
+    with reading_ahead(path):
+        fingerprint = Fingerprint.of(path)
+        assert Fingerprint.of(path) is not fingerprint
+        with closing(ByteSource(path)) as source:
+            fingerprint.go_on([source], [])
+            fingerprint.begin()
+            assert fingerprint.result() == sha256(path)
+    with reading_ahead(path):
+        of_other = Fingerprint.of(other)
+        with closing(of_other), closing(ByteSource(other)) as source:
+            of_other.begin()
+            of_other.go_on([source], [])
+            assert of_other.result() == sha256(other)
