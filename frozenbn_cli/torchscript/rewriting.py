@@ -122,8 +122,7 @@ class _Rewriter:
                 self._keeps_count |= set(found)
         for key in self._frozen:
             text = self._frozen_text(modules[key].source, "__torch__.X.Y", keeps_count=False)
-            edited = CodeFile("__torch__/X.py", text)
-            if b"." + _COUNT.encode() in edited.text:
+            if b"." + _COUNT.encode() in text:
                 self._keeps_count.add(key)
 
     def _reads(self, source: ClassSource, name: str) -> list[tuple[tuple[str, ...], Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,7 @@ class CodeFile:
         self.path = path
         self.text = text
         self.tree = _parse(text)
+        self._types_in: dict[ast.AST, dict[tuple[str, ...], list[tuple[int, int]]]] = {}
         self._line_starts = [0, *(found.end() for found in re.finditer(rb"\n", text))]
         module = path.removesuffix(".py").replace("/", ".")
         self.classes: dict[str, ClassSource] = {}
@@ -126,16 +127,23 @@ class CodeFile:
         start, end = self.line_span(node)
         return self.text[start:end]
 
-    def references(self, within: ast.AST, qualified_name: str) -> Iterator[tuple[int, int]]:
-        """Yield the place of every reference to a type, strings not among them."""
-        wanted = tuple(qualified_name.split("."))
+    def references(self, within: ast.AST, qualified_name: str) -> list[tuple[int, int]]:
+        """Return the place of every reference to a type, strings not among them."""
+        if within not in self._types_in:
+            self._types_in[within] = self._find_types(within)
+        return self._types_in[within].get(tuple(qualified_name.split(".")), [])
+
+    def _find_types(self, within: ast.AST) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+        """Return the places of all that may be types, by name."""
+        found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         beginnings: set[ast.AST] = set()
         for node in ast.walk(within):
             if isinstance(node, ast.Attribute):
                 # Parents come first: what only begins a longer name is known by now.
                 beginnings.add(node.value)
-                if node not in beginnings and dotted(node) == wanted:
-                    yield self.span(node)
+                if node not in beginnings and (name := dotted(node)):
+                    found.setdefault(name, []).append(self.span(node))
+        return found
 
 
 def _parse(text: bytes) -> ast.Module:
