@@ -84,7 +84,9 @@ def _state_dict(archive: ProgramArchive, model: str, *, key: str, with_layers: b
         weights = program_tensors(archive, model)
         constants = program_tensors(archive, model, "constants")
         others = [*constants.entries, *constants.unsupported]
-        facts = _all_facts(archive, model, weights.entries) if with_layers else {}
+        document = archive.program(model)
+        storages = storages_of(weights.entries)
+        facts = _all_facts(Layers(ProgramGraph(document), storages)) if with_layers else {}
         return StateDict(
             key,
             weights.entries,
@@ -95,10 +97,7 @@ def _state_dict(archive: ProgramArchive, model: str, *, key: str, with_layers: b
         )
 
 
-def _all_facts(
-    archive: ProgramArchive, model: str, entries: Mapping[str, StoredTensor]
-) -> dict[str, LayerFacts]:
-    layers = Layers(ProgramGraph(archive.program(model)), storages_of(entries))
+def _all_facts(layers: Layers) -> dict[str, LayerFacts]:
     return {name: _facts(layers, layer) for name, layer in layers.by_name.items()}
 
 

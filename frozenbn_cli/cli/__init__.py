@@ -23,7 +23,7 @@ _SWITCH_SECONDS = 0.0001  # What hashes a file takes its turn while another thre
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with its code."""
+    """Run the command line and end the process with its code, whatever else it was to do."""
     try:
         watch_signals()
         gc.set_threshold(_COLLECTED_AFTER)

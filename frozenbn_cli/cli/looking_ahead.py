@@ -6,8 +6,12 @@ To import and build the parser takes as long as to hash 100 MB.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frozenbn_cli.containers.fingerprint import Fingerprint
 
 __all__ = ["looking_ahead"]
 
@@ -15,20 +19,32 @@ __all__ = ["looking_ahead"]
 _ELSEWHERE = ("-h", "--help", "--dry-run", "--output-dir")
 
 
-def looking_ahead(arguments: Sequence[str]) -> AbstractContextManager[None]:
-    """Return what has the input of a conversion read within, as far as it can be guessed.
+@contextmanager
+def looking_ahead(arguments: Sequence[str]) -> Iterator[None]:
+    """Have the input of a conversion read within, as far as it can be guessed.
 
     Args:
         arguments: What was typed. A file that turns out to be none to convert is left alone then.
     """
+    begun = None
+    with suppress(Exception):  # It can be read later, by whoever says what is wrong.
+        begun = _begun(arguments)
+    try:
+        yield
+    finally:
+        if begun:
+            begun.close()
+
+
+def _begun(arguments: Sequence[str]) -> Fingerprint | None:
     command, *others = arguments or [""]
     if command != "convert" or any(other.startswith(_ELSEWHERE) for other in others):
-        return nullcontext()
+        return None
     path = next((other for other in others if os.path.isfile(other)), None)  # noqa: PTH113
     if path is None:
-        return nullcontext()
+        return None
     from pathlib import Path
 
-    from frozenbn_cli.containers.fingerprint import reading_ahead
+    from frozenbn_cli.containers.fingerprint import Fingerprint
 
-    return reading_ahead(Path(path))
+    return Fingerprint.ahead(Path(path))

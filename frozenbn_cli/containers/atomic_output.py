@@ -166,21 +166,12 @@ class AtomicOutput:
     @contextmanager
     def flushing(self) -> Iterator[None]:
         """Have what is written inside go to the disk meanwhile, so that `sync` waits for less."""
-        is_done = Event()
-        Thread(target=self._flush_until, args=(is_done,), daemon=True).start()
+        is_done, file = Event(), self.file.fileno()
+        Thread(target=_flush_until, args=(is_done, file), daemon=True).start()
         try:
             yield
         finally:
             is_done.set()  # Nobody waits for a disk that takes its time.
-
-    def _flush_until(self, is_done: Event) -> None:
-        file, flushed = self.file.fileno(), 0
-        with suppress(AttributeError, OSError):  # Advice that not every system takes.
-            while not is_done.wait(_FLUSH_SECONDS):
-                size_bytes = os.fstat(file).st_size
-                # Linux begins to write what lies there, and waits for none of it, as fsync would.
-                os.posix_fadvise(file, flushed, size_bytes - flushed, os.POSIX_FADV_DONTNEED)
-                flushed = size_bytes
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""
@@ -216,6 +207,16 @@ class AtomicOutput:
             if os.path.lexists(self.target):
                 raise _exists(self.target) from None
             self.path.replace(self.target)
+
+
+def _flush_until(is_done: Event, file: int) -> None:
+    flushed = 0
+    with suppress(AttributeError, OSError):  # Advice that not every system takes.
+        while not is_done.wait(_FLUSH_SECONDS):
+            size_bytes = os.fstat(file).st_size
+            # Linux begins to write what lies there, and waits for none of it, as fsync would.
+            os.posix_fadvise(file, flushed, size_bytes - flushed, os.POSIX_FADV_DONTNEED)
+            flushed = size_bytes
 
 
 def _exists(target: Path) -> UsageError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from contextvars import ContextVar
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,7 @@ from frozenbn_cli.containers.source import ByteSource, FileExtent, views
 from frozenbn_cli.containers.zip_archive import ZipArchive, check_crc32
 from frozenbn_cli.errors import InputError, located
 
-__all__ = ["Fingerprint", "fingerprint", "reading_ahead"]
+__all__ = ["Fingerprint", "fingerprint"]
 
 _PIECE_BYTES = 4 << 20  # Between two pieces, threads wait for each other.
 
@@ -58,11 +58,19 @@ class Fingerprint:
         self._opened: Future[tuple[Sequence[ByteSource], Sequence[ZipArchive]]] = Future()
 
     @classmethod
+    def ahead(cls, path: Path) -> Fingerprint:
+        """Begin that of a checkpoint, for whoever asks for it next."""
+        begun = cls(path)
+        begun.begin()
+        _ahead.set(begun)
+        return begun
+
+    @classmethod
     def of(cls, path: Path) -> Fingerprint:
-        """Return that of a checkpoint, which is begun by now where it was read ahead."""
+        """Return that of a checkpoint, which is begun by now where that was done ahead."""
         begun = _ahead.get()
         _ahead.set(None)
-        if begun and begun._path == path:
+        if begun and begun._path == path and not begun._is_given_up.is_set():
             return begun
         if begun:
             begun.close()
@@ -88,52 +96,47 @@ class Fingerprint:
 
         Raises:
             DamagedFileError: A record's bytes are not those that were written.
-            InputError: A file cannot be read, or another has taken its place.
+            InputError: A file cannot be read.
         """
+        self.begin()
         return self._sha256.result()
 
     def close(self) -> None:
-        """Give up what is not done, and leave the files alone."""
-        self._is_given_up.set()
+        """Give up what is not done, after the piece that is being read."""
         self._opened.cancel()
+        self._is_given_up.set()
         self._pool.shutdown()
 
     def _form(self) -> str:
         digest = _Digest(self._is_given_up.is_set)
         begun = _opened(self._path)
         if begun:
-            with closing(begun), located(str(self._path)):
-                digest.take(begun, self._first_archive)
+            try:
+                with closing(begun), located(str(self._path)):
+                    digest.take(begun, self._first_archive)
+            except _OfAnotherFileError:
+                digest, begun = _Digest(self._is_given_up.is_set), None
         sources, archives = self._opened.result()
-        if begun:
-            begun.check_same(sources[0])
         archive_of = {archive.source: archive for archive in archives}
-        with located(str(self._path)):
+        with located(str(sources[0].path)):
             for source in sources[1:] if begun else sources:
                 digest.take(source, lambda one, _: archive_of.get(one))
         return digest.sha256.hexdigest()
 
-    def _first_archive(self, _: ByteSource, wait: bool) -> ZipArchive | None:
+    def _first_archive(self, begun: ByteSource, wait: bool) -> ZipArchive | None:
         if not wait and not self._opened.done():
             return None
         sources, archives = self._opened.result()
+        if not begun.is_same_as(sources[0]):
+            raise _OfAnotherFileError
         return next((archive for archive in archives if archive.source is sources[0]), None)
 
 
 _ahead: ContextVar[Fingerprint | None] = ContextVar("ahead", default=None)
 
 
-@contextmanager
-def reading_ahead(path: Path) -> Iterator[None]:
-    """Begin the fingerprint of a checkpoint, for whoever asks for it within."""
-    begun = Fingerprint(path)
-    begun.begin()
-    token = _ahead.set(begun)
-    try:
-        yield
-    finally:
-        _ahead.reset(token)
-        begun.close()
+class _OfAnotherFileError(Exception):
+    """What was begun has been replaced, or written to, before it was opened."""
 
 
 def _opened(path: Path) -> ByteSource | None:
@@ -169,8 +172,7 @@ class _Digest:
         """
         checks, position = None, 0
         for piece in views(FileExtent(source, 0, source.size_bytes), piece_bytes=_PIECE_BYTES):
-            if self._is_given_up():
-                raise CancelledError
+            self._check_given_up()
             if checks is None and (archive := archive_of(source, False)):
                 checks = _RecordChecks(archive, position)
             self.sha256.update(piece)
@@ -180,7 +182,11 @@ class _Digest:
         if checks is None and (archive := archive_of(source, True)):
             checks = _RecordChecks(archive, position)
         if checks:
-            checks.finish()
+            checks.finish(self._check_given_up)
+
+    def _check_given_up(self) -> None:
+        if self._is_given_up():
+            raise CancelledError
 
 
 class _RecordChecks:
@@ -222,7 +228,11 @@ class _RecordChecks:
             self._waiting.popleft()
             self._crc32 = 0
 
-    def finish(self) -> None:
-        """Check the records that passed by before, and those that are compressed."""
+    def finish(self, before_each: Callable[[], None]) -> None:
+        """Check the records that passed by before, and those that are compressed.
+
+        Args:
+            before_each: Called before each piece of them.
+        """
         for name in self._others:
-            self._archive.check(name)
+            self._archive.check(name, before_each)

@@ -126,23 +126,16 @@ class ByteSource:
         Raises:
             InputError: Its size or time is another one.
         """
-        self._compare(self._state_now())
-
-    def check_same(self, other: ByteSource) -> None:
-        """Raise if another, of the same path, is of another file, or of this one as it is by now.
-
-        Raises:
-            InputError: It is.
-        """
-        self._compare(other._state)
-
-    def _compare(self, state: tuple[int, ...]) -> None:
-        if state != self._state:
+        if self._state_now() != self._state:
             raise InputError(
                 "was changed while it was read",
                 where=(str(self.path),),
                 advice="Wait until whatever writes it is done.",
             )
+
+    def is_same_as(self, other: ByteSource) -> bool:
+        """Return whether another is of the same file, as that was when this was opened."""
+        return self._state == other._state
 
     def _state_now(self) -> tuple[int, ...]:
         status = os.fstat(self._file.fileno())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from zlib_ng.zlib_ng import crc32
@@ -149,8 +150,12 @@ class ZipArchive:
             check_crc32(self.records[name].crc32, crc32(content))
         return content
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, before_each: Callable[[], None] = lambda: None) -> None:
         """Read a record and compare its checksum; a stored checksum of 0 was not computed.
+
+        Args:
+            name: The record.
+            before_each: Called before each piece of it.
 
         Raises:
             DamagedFileError: The bytes are not those that were written.
@@ -160,6 +165,7 @@ class ZipArchive:
             return
         found = 0
         for chunk in views(extent):
+            before_each()
             found = crc32(chunk, found)
         with located(f"record {name}"):
             check_crc32(record.crc32, found)

@@ -1,4 +1,4 @@
-"""Converts a checkpoint: hashing it begins before what opens it, plans and writes is imported."""
+"""Converts a checkpoint, which is hashed from before it is opened."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from frozenbn_cli.containers.fingerprint import Fingerprint
+from frozenbn_cli.conversion.steps import convert_checkpoint
 from frozenbn_cli.conversion.terms import ConversionResult, ConvertOptions
 from frozenbn_cli.outputs import check_name, default_output, format_of
 from frozenbn_cli.stages import Progress, telling
@@ -53,8 +54,6 @@ def convert_file(
         if not options.dry_run:
             sha256.begin()
         with options.open(path) as checkpoint, closing(sha256):  # It reads the same files.
-            from frozenbn_cli.conversion.steps import convert_checkpoint
-
             sha256.go_on(checkpoint.sources, checkpoint.archives)
             to = format_of(checkpoint, options.to, target)
             target = target or default_output(path, to)

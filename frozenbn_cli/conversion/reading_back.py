@@ -1,4 +1,4 @@
-"""Reads back an output with its record, as any reader would."""
+"""Reads back an output with its record."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class _Written:
         kept: The entries that it is to have.
         added: The buffers that it may have beside.
         record: Its record, without claims.
-        records: Those of the archive that it is; none for other formats.
+        records: Those of the archive that it is, if it was read back before.
     """
 
     writer: Output
@@ -220,7 +220,8 @@ class _Conversion:
         with output.writing():
             written.writer.finish(record)
         if written.records:
-            check_record(output.path, record, written.records)
+            with located(str(output.target)):
+                check_record(output.path, record, written.records)
         else:
             self._read_back(written.kept, written.added, record)
         checkpoint.check_unchanged()
@@ -231,7 +232,10 @@ class _Conversion:
         return replace(result, outcome="converted", output_bytes=size_bytes, output_sha256=sha256)
 
     def _write(self) -> _Written:
-        """Write the whole file, to the disk, but for the claims; read it back meanwhile."""
+        """Write the whole file, to the disk, but for the claims.
+
+        What nobody verifies is read back meanwhile.
+        """
         plan, stages, output = self.plan, self.stages, self.output
         pool = ThreadPoolExecutor(1)
         try:
@@ -251,13 +255,15 @@ class _Conversion:
             added = made.added if made else frozenset()
             if made:
                 kept = {name: kept[name] for name in kept if name not in made.beside}
-            records = self._read_back(kept, added, longest)
+            records: Mapping[str, Record] = {}
             if plan.options.verify and not (plan.rewriting and _is_prepared()):
                 with stages.timed("verify"):  # Any earlier, importing torch slows writing.
                     import_torch_for("frozenbn_cli.verification.layer_runs")
             with stages.timed("write"):
                 begin("syncing")
                 syncing.result()
+                if not plan.options.verify:
+                    records = self._read_back(kept, added, longest)
                 begin("hashing the input")
                 record = longest_record(plan, sha256=self.sha256.result(), date=self.date)
                 with output.writing():
@@ -275,7 +281,8 @@ class _Conversion:
         """Read back the output, which is to have entries and a record; return an archive's."""
         names = None if self.plan.edited else kept.keys() | added
         key = self.plan.part.key if self.plan.rewriting else None
-        return check_written(self.output.path, record, names, key)
+        with located(str(self.output.target)):
+            return check_written(self.output.path, record, names, key)
 
     def _verify(self, written: _Written) -> tuple[Claim, ...]:
         """Return the claims on the output."""

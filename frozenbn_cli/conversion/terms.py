@@ -9,20 +9,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from frozenbn_cli.batch_norms.plan import Plan
+from frozenbn_cli.checkpoints import Checkpoint, open_checkpoint
 from frozenbn_cli.errors import UsageError
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection, checked_dims
 from frozenbn_cli.verification.claim_names import ClaimName, check_required
+from frozenbn_cli.verification.claims import Claim
 
-if TYPE_CHECKING:  # Hashing the input begins before what opens and plans is imported.
-    from frozenbn_cli.batch_norms.plan import Plan
+if TYPE_CHECKING:  # Most results have none of these.
     from frozenbn_cli.batch_norms.summaries import Summary
     from frozenbn_cli.batch_norms.target_eps import Retargeting
-    from frozenbn_cli.checkpoints import Checkpoint
     from frozenbn_cli.training.reconciling import Reconciled
-    from frozenbn_cli.verification.claims import Claim
 
 __all__ = ["ConversionResult", "ConvertOptions"]
 
@@ -103,8 +103,6 @@ class ConvertOptions(RunOptions):
 
     def open(self, path: str | Path) -> Checkpoint:
         """Open an input, with the names that its entries are to have."""
-        from frozenbn_cli.checkpoints import open_checkpoint
-
         return open_checkpoint(
             path,
             keep_prefix=self.keep_prefix,

@@ -51,6 +51,16 @@ def test_large_finite_numbers_are_finite(tmp_path: Path) -> None:
     assert "not_finite" not in findings(tmp_path, entries)
 
 
+@pytest.mark.parametrize("values", [(math.nan, -1.0, -2.0), (-1.0, math.nan, -2.0)])
+def test_finds_negative_variance_beside_nan(tmp_path: Path, values: tuple[float, ...]) -> None:
+    entries = batch_norm(4)
+    entries["running_var"][:3] = torch.tensor(values)
+
+    found = findings(tmp_path, entries)
+
+    assert (found["not_finite"].channels, found["negative_variance"].channels) == (1, 2)
+
+
 def test_finds_negative_variance(tmp_path: Path) -> None:
     found = findings(tmp_path, changed("running_var", 1, -1e-6))
 

@@ -44,3 +44,10 @@ def test_waits_for_what_goes_on_beside() -> None:
 
 def test_whoever_interrupts_does_not_wait() -> None:
     assert left(130, beside=LATE) == (130, "said at the end\n")
+
+
+@pytest.mark.parametrize("watched", ["setprofile", "settrace"])
+def test_whoever_profiles_it_gets_to_its_end(watched: str) -> None:
+    beside = f"import sys; sys.{watched}(lambda *_: None)\ntry: leave(0)\nfinally: print('finally')"
+
+    assert left(0, beside=beside) == (0, "said finally\nat the end\n")

@@ -47,6 +47,17 @@ def test_begins_with_the_file_of_a_conversion_alone(model: Path, tmp_path: Path)
         assert not is_begun(model, *arguments)
 
 
+def test_what_cannot_be_begun_is_left_to_the_command(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Fingerprint) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Fingerprint, "begin", refuse)
+
+    assert not is_begun(model, "convert", model)
+
+
 def test_a_wrong_guess_does_no_harm(model: Path, tmp_path: Path) -> None:
     output = save(tmp_path / "out.pt", {"old": 1})
 

@@ -1,19 +1,22 @@
 """Fingerprints that begin before the file is known as what it is."""
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from frozenbn_cli.containers import fingerprint as module
-from frozenbn_cli.containers.fingerprint import Fingerprint, reading_ahead
+from frozenbn_cli.containers import source as module_of_views
+from frozenbn_cli.containers.fingerprint import Fingerprint
 from frozenbn_cli.containers.source import ByteSource
 from frozenbn_cli.containers.zip_archive import ZipArchive
-from frozenbn_cli.errors import DamagedFileError, InputError
+from frozenbn_cli.errors import DamagedFileError
 from tests.builders.processes import HANG_SECONDS
 from tests.conftest import ZipRecord, zip_bytes
 
@@ -95,19 +98,62 @@ def test_takes_several_files_and_archives_among_them(tmp_path: Path) -> None:
         source.close()
 
 
-def test_a_file_that_takes_the_place_of_another_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_touched", [False, True])
+def test_what_was_replaced_before_it_was_opened_is_read_once_more(
+    tmp_path: Path, halfway: Halfway, is_touched: bool
+) -> None:
     path, other = tmp_path / "a.pt", tmp_path / "b.pt"
-    path.write_bytes(b"before")
-    other.write_bytes(b"behind")
+    path.write_bytes(zip_bytes({**RECORDS, "archive/3": ZipRecord(b"3", crc32=1)}))
+    other.write_bytes(zip_bytes(RECORDS))
+    with closing(Fingerprint(path)) as fingerprint:
+        fingerprint.begin()
+        halfway.is_there.wait(0.2)
+        if is_touched:
+            path.write_bytes(other.read_bytes())
+            os.utime(path, ns=(1, 1))
+        else:
+            other.replace(path)
+        with closing(ByteSource(path)) as source:
+            fingerprint.go_on([source], [ZipArchive(source)])
+            halfway.may_go_on.set()
 
-    with closing(ByteSource(path)) as before:
-        other.replace(path)
-        with closing(Fingerprint(path)) as fingerprint:
-            fingerprint.begin()
-            fingerprint.go_on([before], [])
-            with pytest.raises(InputError, match="was changed while it was read") as caught:
-                fingerprint.result()
-    assert str(caught.value).count("a.pt") == 1
+            assert fingerprint.result() == sha256(path)
+
+
+def test_names_the_file_of_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(zip_bytes({**RECORDS, "archive/3": ZipRecord(b"3", crc32=1)}))
+
+    with closing(Fingerprint(tmp_path)) as fingerprint, closing(ByteSource(path)) as source:
+        fingerprint.go_on([source], [ZipArchive(source)])
+        with pytest.raises(DamagedFileError, match=r"model.bin, record archive/3: checksum"):
+            fingerprint.result()
+
+
+def test_giving_up_stops_the_checks_of_compressed_records_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(zip_bytes({"archive/a": ZipRecord(bytes(100 << 20), method=8)}))
+    fingerprint = Fingerprint(path)
+    pieces = 0
+
+    def views(*arguments: Any) -> Iterator[memoryview]:
+        nonlocal pieces
+        for piece in module_of_views.views(*arguments):
+            pieces += 1
+            if pieces == 2:
+                threading.Thread(target=fingerprint.close).start()
+                assert fingerprint._is_given_up.wait(HANG_SECONDS)
+            yield piece
+
+    monkeypatch.setattr("frozenbn_cli.containers.zip_archive.views", views)
+    with closing(ByteSource(path)) as source:
+        fingerprint.go_on([source], [ZipArchive(source)])
+        with pytest.raises(CancelledError):
+            fingerprint.result()
+        fingerprint.close()
+    assert pieces == 2
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -143,21 +189,21 @@ def test_giving_up_a_file_that_was_read_and_never_opened(tmp_path: Path) -> None
         fingerprint.result()
 
 
-def test_what_is_read_ahead_is_not_begun_again(tmp_path: Path) -> None:
+def test_what_is_begun_ahead_is_not_begun_again(tmp_path: Path) -> None:
     path, other = tmp_path / "a.pt", tmp_path / "b.pt"
     for each in (path, other):
         each.write_bytes(each.name.encode())
 
-    with reading_ahead(path):
-        fingerprint = Fingerprint.of(path)
-        assert Fingerprint.of(path) is not fingerprint
-        with closing(ByteSource(path)) as source:
-            fingerprint.go_on([source], [])
-            fingerprint.begin()
-            assert fingerprint.result() == sha256(path)
-    with reading_ahead(path):
-        of_other = Fingerprint.of(other)
-        with closing(of_other), closing(ByteSource(other)) as source:
-            of_other.begin()
-            of_other.go_on([source], [])
-            assert of_other.result() == sha256(other)
+    with closing(Fingerprint.ahead(path)) as begun, closing(ByteSource(path)) as source:
+        assert Fingerprint.of(path) is begun
+        assert Fingerprint.of(path) is not begun
+        begun.go_on([source], [])
+        assert begun.result() == sha256(path)
+    Fingerprint.ahead(path)
+    with closing(Fingerprint.of(other)) as of_other, closing(ByteSource(other)) as source:
+        of_other.go_on([source], [])
+        assert of_other.result() == sha256(other)
+    Fingerprint.ahead(path).close()
+    with closing(Fingerprint.of(path)) as anew, closing(ByteSource(path)) as source:
+        anew.go_on([source], [])
+        assert anew.result() == sha256(path)

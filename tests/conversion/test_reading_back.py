@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -14,7 +15,8 @@ from frozenbn_cli.containers.zip_archive import Record, ZipArchive
 from frozenbn_cli.containers.zip_writer import ZipWriter
 from frozenbn_cli.conversion.convert import ConvertOptions, convert_file
 from frozenbn_cli.conversion.reading_back import check_record, check_written
-from frozenbn_cli.errors import VerificationError
+from frozenbn_cli.errors import FrozenBNError, VerificationError
+from frozenbn_cli.outputs.safetensors import SafetensorsOutput
 from tests.builders.files import save
 
 NAMES = {"weight", "bias", "running_mean", "running_var"}
@@ -90,3 +92,36 @@ def test_any_other_change_of_an_archive_is_an_error(
 
     with pytest.raises(VerificationError, match="record was not written"):
         check_record(output, record, records)
+
+
+def test_what_verification_finds_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.pt", nn.BatchNorm2d(3).state_dict())
+    write = SafetensorsOutput.__init__
+
+    def without_bias(self: Any, file: Any, tensors: Any, **options: Any) -> None:
+        write(self, file, {name: tensors[name] for name in tensors if name != "bias"}, **options)
+
+    monkeypatch.setattr(SafetensorsOutput, "__init__", without_bias)
+    for verify, said in ((True, r"b.safetensors: contents: bias"), (False, "b.safetensors: the ")):
+        options = ConvertOptions(force_unhealthy=True, verify=verify)
+        with pytest.raises(VerificationError, match=said) as caught:
+            convert_file(path, tmp_path / "b.safetensors", options=options)
+        assert bool(caught.value.result) == verify
+        assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_program_that_nobody_verifies_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(__file__).parents[1] / "exported" / "written_by" / "2.9-eval.pt2"
+    write = ZipWriter.add
+
+    def spoiled(self: ZipWriter, name: str, content: bytes) -> None:
+        write(self, name, b'{"broken": true}' if "/models/" in name else content)
+
+    monkeypatch.setattr(ZipWriter, "add", spoiled)
+    with pytest.raises(FrozenBNError, match=r"b.pt2, .*schema"):
+        convert_file(path, tmp_path / "b.pt2", options=ConvertOptions(verify=False))
+    assert not [*tmp_path.iterdir()]
