@@ -169,11 +169,10 @@ def _on_channels(
     code: str, severity: Severity, message: str, badness: list[float], factor: float | None = None
 ) -> Iterator[Finding]:
     """Yield a finding on the channels whose badness is above 0, if there are any."""
-    if not max(badness, default=0) <= 0:  # It may be NaN.
-        concerned = [channel for channel, value in enumerate(badness) if value > 0]
-        if concerned:
-            worst = max(concerned, key=lambda channel: badness[channel])
-            yield Finding(code, severity, message, len(concerned), factor, worst)
+    concerned = [channel for channel, value in enumerate(badness) if value > 0]
+    if concerned:
+        worst = max(concerned, key=lambda channel: badness[channel])
+        yield Finding(code, severity, message, len(concerned), factor, worst)
 
 
 def _formation(layer: BatchNorm, values: dict[Role, tuple[float, ...]]) -> Iterator[Finding]:

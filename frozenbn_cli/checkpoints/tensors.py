@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from frozenbn_cli.checkpoints.strided import gather
 from frozenbn_cli.containers.source import Extent, chunks, views
@@ -202,10 +203,7 @@ class StoredTensor:
         Raises:
             UnsupportedFileError: The elements lie scattered beyond reason.
         """
-        if self._lies_as_it_is:
-            yield from chunks(self.storage, self.offset * self.dtype.item_bytes, self.size_bytes)
-        else:
-            yield from self._gathered()
+        return self._pieces(chunks)
 
     def views(self) -> Iterator[bytes | memoryview]:
         """Yield the same, each piece for as long as the next is not asked for.
@@ -213,14 +211,12 @@ class StoredTensor:
         Raises:
             UnsupportedFileError: The elements lie scattered beyond reason.
         """
-        if self._lies_as_it_is:
-            yield from views(self.storage, self.offset * self.dtype.item_bytes, self.size_bytes)
-        else:
-            yield from self._gathered()
+        return self._pieces(views)
 
-    @property
-    def _lies_as_it_is(self) -> bool:
-        return self.is_contiguous and not (self.conjugate and self.elements)
+    def _pieces(self, read: Callable[[Extent, int, int], Iterator[Any]]) -> Iterator[Any]:
+        if self.is_contiguous and not (self.conjugate and self.elements):
+            return read(self.storage, self.offset * self.dtype.item_bytes, self.size_bytes)
+        return self._gathered()
 
     def _gathered(self) -> Iterator[bytes]:
         item_bytes = self.dtype.item_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from frozenbn_cli.cli.options.many_files import ManyArguments
 from frozenbn_cli.cli.sink import Sink, complain
 from frozenbn_cli.conversion.convert import ConversionResult, ConvertOptions, convert_file
 from frozenbn_cli.errors import RefusedError, UsageError
+from frozenbn_cli.many_files.model_files import names_several
 
 if TYPE_CHECKING:
     from frozenbn_cli.reports.description import Section
@@ -28,22 +28,13 @@ def check_alone(paths: Sequence[Path], many: ManyArguments) -> None:
     Raises:
         UsageError: There are several inputs, or something is meant for several.
     """
-    if len(paths) > 1 or not _is_one(paths[0]):
+    if len(paths) > 1 or names_several(paths[0]):
         raise UsageError("several files", expected="--output-dir DIR for the results")
     if many.given:
         raise UsageError(
             f"{many.given[0]} has no effect on one file",
             advice="It is for many, whose results go into --output-dir DIR.",
         )
-
-
-def _is_one(path: Path) -> bool:
-    with suppress(OSError):
-        if path.is_file():
-            return True
-    from frozenbn_cli.many_files.model_files import names_several
-
-    return not names_several(path)
 
 
 def run(

@@ -120,8 +120,8 @@ class Sink:
 
         Args:
             command: Whose result it is.
-            document: For programs; made only if one gets it, as all that follows.
-            sections: The same, for people.
+            document: For programs; made only if one gets it.
+            sections: The same, for people; made only if somebody sees them.
             all_layers: Whether to show every layer; None where the sections are for reports alone.
 
         Returns:

@@ -32,10 +32,8 @@ def fingerprint(sources: Iterable[ByteSource], archives: Iterable[ZipArchive] = 
     Raises:
         DamagedFileError: A record's bytes are not those that were written.
     """
-    archive_of = {archive.source: archive for archive in archives}
     digest = _Digest()
-    for source in sources:
-        digest.take(source, lambda one, _: archive_of.get(one))
+    digest.take_all(sources, archives)
     return digest.sha256.hexdigest()
 
 
@@ -52,9 +50,8 @@ class Fingerprint:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pool = ThreadPoolExecutor(1)
-        self._has_begun = False
         self._is_given_up = Event()
-        self._sha256: Future[str] = Future()
+        self._sha256: Future[str] | None = None
         self._opened: Future[tuple[Sequence[ByteSource], Sequence[ZipArchive]]] = Future()
 
     @classmethod
@@ -78,9 +75,12 @@ class Fingerprint:
 
     def begin(self) -> None:
         """Begin with the first file; whoever opens the checkpoint says what is wrong with it."""
-        if not self._has_begun:
-            self._has_begun = True
+        self._forming()
+
+    def _forming(self) -> Future[str]:
+        if self._sha256 is None:
             self._sha256 = self._pool.submit(self._form)
+        return self._sha256
 
     def go_on(self, sources: Sequence[ByteSource], archives: Sequence[ZipArchive]) -> None:
         """Go on with all files of the checkpoint, now that it is open.
@@ -98,8 +98,7 @@ class Fingerprint:
             DamagedFileError: A record's bytes are not those that were written.
             InputError: A file cannot be read.
         """
-        self.begin()
-        return self._sha256.result()
+        return self._forming().result()
 
     def close(self) -> None:
         """Give up what is not done, after the piece that is being read."""
@@ -117,10 +116,8 @@ class Fingerprint:
             except _OfAnotherFileError:
                 digest, begun = _Digest(self._is_given_up.is_set), None
         sources, archives = self._opened.result()
-        archive_of = {archive.source: archive for archive in archives}
         with located(str(sources[0].path)):
-            for source in sources[1:] if begun else sources:
-                digest.take(source, lambda one, _: archive_of.get(one))
+            digest.take_all(sources[1:] if begun else sources, archives)
         return digest.sha256.hexdigest()
 
     def _first_archive(self, begun: ByteSource, wait: bool) -> ZipArchive | None:
@@ -156,6 +153,12 @@ class _Digest:
     def __init__(self, is_given_up: Callable[[], bool] = lambda: False) -> None:
         self.sha256 = hashlib.sha256()
         self._is_given_up = is_given_up
+
+    def take_all(self, sources: Iterable[ByteSource], archives: Iterable[ZipArchive]) -> None:
+        """Take files, of which it is known which are archives."""
+        archive_of = {archive.source: archive for archive in archives}
+        for source in sources:
+            self.take(source, lambda one, _: archive_of.get(one))
 
     def take(
         self, source: ByteSource, archive_of: Callable[[ByteSource, bool], ZipArchive | None]

@@ -296,9 +296,10 @@ def chunks(extent: Extent, start: int = 0, count: int | None = None) -> Iterator
 def views(
     extent: Extent, start: int = 0, count: int | None = None, *, piece_bytes: int | None = None
 ) -> Iterator[memoryview]:
-    """Yield the same, or in pieces of ``piece_bytes``, each until the next is asked for.
+    """Yield what `chunks` does, each piece for as long as the next is not asked for.
 
-    Those of a file lie in one buffer, since memory that is new takes as long as reading into it.
+    Pieces are of ``piece_bytes`` if that is given. Those of a file lie in one buffer, since memory
+    that is new takes as long as reading into it.
     """
     if not isinstance(extent, FileExtent):
         yield from (memoryview(chunk) for chunk in chunks(extent, start, count))

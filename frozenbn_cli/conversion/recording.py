@@ -8,7 +8,7 @@ from dataclasses import replace
 from frozenbn_cli.batch_norms.frozen_model import FrozenModel
 from frozenbn_cli.batch_norms.record import ConversionRecord, FrozenLayers, RecordedClaim
 from frozenbn_cli.conversion.planning import ConversionPlan
-from frozenbn_cli.verification.claim_names import CLAIMS
+from frozenbn_cli.verification.claims import CLAIMS
 from frozenbn_cli.version import __version__, torch_version
 
 __all__ = ["longest_record"]

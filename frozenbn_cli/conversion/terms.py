@@ -16,8 +16,7 @@ from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.live_models.target import identity_of_model
 from frozenbn_cli.outputs import FORMATS, OutputFormat
 from frozenbn_cli.selection import Selection, checked_dims
-from frozenbn_cli.verification.claim_names import ClaimName, check_required
-from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.claims import Claim, ClaimName, check_required
 
 if TYPE_CHECKING:  # Most results have none of these.
     from frozenbn_cli.batch_norms.summaries import Summary

@@ -14,8 +14,7 @@ from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.grouping import FindingGroup, finding_labels
 from frozenbn_cli.reports.provenance import Provenance
 from frozenbn_cli.reports.words import range_text
-from frozenbn_cli.verification.claim_names import ClaimName
-from frozenbn_cli.verification.claims import Claim
+from frozenbn_cli.verification.claims import Claim, ClaimName
 
 __all__ = [
     "OVERVIEW_TITLES",

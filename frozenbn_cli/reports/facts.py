@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.reports.console import printable
 from frozenbn_cli.reports.description import UNKNOWN, Tone
-from frozenbn_cli.verification.claim_names import ClaimName
-from frozenbn_cli.verification.claims import Claim, Verdict
+from frozenbn_cli.verification.claims import Claim, ClaimName, Verdict
 from frozenbn_cli.wording import listed
 
 __all__ = ["VERDICT_TONES", "eps_briefly", "file_facts", "is_equal"]

@@ -7,14 +7,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from frozenbn_cli.verification.claim_names import ClaimName
+from frozenbn_cli.errors import UsageError
 from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = [
+    "CLAIMS",
     "Claim",
+    "ClaimName",
     "Difference",
     "Measure",
     "Verdict",
+    "check_required",
     "merged",
     "summary",
     "tolerated_text",
@@ -22,6 +25,8 @@ __all__ = [
     "with_required",
 ]
 
+ClaimName = Literal["contents", "layers", "model"]
+CLAIMS: tuple[ClaimName, ...] = ("contents", "layers", "model")
 Verdict = Literal["passed", "failed", "not verified"]
 
 # Beyond these they say nothing; between 1 and -1 lie two thousand millions.
@@ -173,6 +178,17 @@ def merged(claims: Iterable[tuple[str, Claim]]) -> Claim:
     detail = "; ".join(f"{key}: {claim.detail}" for key, claim in claims)
     differences = tuple(item for _, claim in claims for item in claim.differences)
     return Claim("layers", "equal", detail, sum(claim.checked for _, claim in claims), differences)
+
+
+def check_required(required: Iterable[str]) -> None:
+    """Refuse what is no claim.
+
+    Raises:
+        UsageError: There is no claim of such a name.
+    """
+    for name in required:
+        if name not in CLAIMS:
+            raise UsageError(f"no claim is called {name!a}", expected=" or ".join(CLAIMS))
 
 
 def with_required(claims: Iterable[Claim], required: Collection[str]) -> tuple[Claim, ...]:

@@ -11,8 +11,7 @@ from frozenbn_cli.batch_norms.plan import Plan
 from frozenbn_cli.batch_norms.summaries import Summary
 from frozenbn_cli.live_models.run_options import RunOptions
 from frozenbn_cli.selection import Selection
-from frozenbn_cli.verification.claim_names import ClaimName, check_required
-from frozenbn_cli.verification.claims import Claim, Verdict, verdict
+from frozenbn_cli.verification.claims import Claim, ClaimName, Verdict, check_required, verdict
 from frozenbn_cli.verification.tolerance import Tolerance
 
 __all__ = ["Recorded", "VerificationResult", "VerifyOptions"]

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from frozenbn_cli.verification.claim_names import ClaimName
-from frozenbn_cli.verification.claims import Claim, Difference, Measure
+from frozenbn_cli.verification.claims import Claim, ClaimName, Difference, Measure
 
 __all__ = ["claim_of", "told"]
 

@@ -332,7 +332,7 @@ def test_names_cannot_steer_the_terminal(
 STOPS_MIDWAY = """
 import pathlib, sys, time
 from frozenbn_cli import cli
-from frozenbn_cli.conversion import steps as conversion
+from frozenbn_cli.conversion import convert as conversion
 
 check, go_on = conversion.check_written, pathlib.Path(sys.argv.pop())
 

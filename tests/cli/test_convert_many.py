@@ -259,7 +259,7 @@ def stuck(zoo: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """
     code = (
         "import os, pathlib, sys, time\n"
-        "from frozenbn_cli.conversion import steps as conversion\n"
+        "from frozenbn_cli.conversion import convert as conversion\n"
         "check = conversion.check_written\n"
         "def wait(path, *arguments):\n"
         "    if path.name.startswith('.stuck'):\n"

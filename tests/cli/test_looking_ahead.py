@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
 def is_begun(path: Path, *arguments: object) -> bool:
     """Return whether a command line has the fingerprint of a file begun."""
     with looking_ahead([*map(str, arguments)]), closing(Fingerprint.of(path)) as fingerprint:
-        return fingerprint._has_begun
+        return fingerprint._sha256 is not None
 
 
 def test_begins_with_the_file_of_a_conversion_alone(model: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ pytest.importorskip("distributed")
 _WAIT_ONCE = """
 import os, time
 from pathlib import Path
-from frozenbn_cli.conversion import steps as conversion
+from frozenbn_cli.conversion import convert as conversion
 
 check, victim = conversion.check_written, Path(os.environ["VICTIM"])
 

@@ -12,8 +12,7 @@ from frozenbn_cli.cli import run
 from frozenbn_cli.errors import UsageError, VerificationError
 from frozenbn_cli.many_files.batch import convert_files
 from frozenbn_cli.reports.words import verdict_words
-from frozenbn_cli.verification.claim_names import ClaimName
-from frozenbn_cli.verification.claims import Claim, verdict, with_required
+from frozenbn_cli.verification.claims import Claim, ClaimName, verdict, with_required
 from tests.builders.archives import script
 from tests.builders.files import save, small_state
 from tests.builders.models import perturb
